@@ -1,0 +1,92 @@
+//! Every number of the relay, with where it comes from. The `const` assertions at the end hold the relations between them.
+
+use std::time::Duration;
+
+/// One slot of the arena: the unit that the kernel fills, AES works in and a send leaves from. 64 KiB is where the cost per byte
+/// stops falling on loopback, and the largest frame we send.
+pub const SLOT_BYTES: usize = 65_536;
+/// Room in front of the data, for the largest header that is written in place (23 bytes in 0x80), kept a cache-line multiple.
+pub const SLOT_HEADROOM: usize = 128;
+/// Room behind the data, for a record's tag (16 bytes in 0x81).
+pub const SLOT_TAIL: usize = 16;
+/// What a receive can put into one slot.
+pub const SLOT_DATA: usize = SLOT_BYTES - SLOT_HEADROOM - SLOT_TAIL;
+
+/// Default arena per shard.
+pub const BUFFER_MEMORY: usize = 16 << 20;
+/// Slots posted to the kernel at once. More costs 13–23 % CPU (cache): measured in the prototypes.
+pub const SLOTS_POSTED: usize = 32;
+/// Fewest slots a shard works with: one each for receiving on a tunnel and on a flow, and one for the send of each.
+pub const SLOTS_MIN: usize = 4;
+
+/// Largest header of a 0x80 frame (IPv6).
+pub const V80_HEADER_MAX: usize = 23;
+/// Largest payload of a 0x80 frame that we send: with its header it fills no more than one slot.
+pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
+
+/// Bytes that may wait for one socket before the source they come from is not read any more. One slot's worth lets the next
+/// receive overlap with the send; the slot being worked on may exceed it once.
+pub const QUEUE_BYTES: usize = SLOT_BYTES;
+/// Chunks of one flow that may wait in its tunnel's queue: one being sent, one being received meanwhile.
+pub const FLOW_CHUNKS_IN_TUNNEL: u32 = 2;
+
+/// A client has this long for its SOCKS5 handshake.
+pub const SOCKS_HANDSHAKE: Duration = Duration::from_secs(10);
+/// A tunnel has this long from accept or connect to the end of its handshake.
+pub const TUNNEL_HANDSHAKE: Duration = Duration::from_secs(10);
+/// Default connect time-out of the exit.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A half-open flow without progress ends after this long: a 60 s gap after a client's FIN is normal (H-END-02).
+pub const LINGER: Duration = Duration::from_secs(300);
+/// An idle flow on 0x80 ends after this long (0x80 has no other way to notice a vanished client behind the tunnel).
+pub const IDLE_V80: Duration = Duration::from_secs(3600);
+/// A client waits this long for a tunnel on which its (ip, port) is free.
+pub const WAIT_FOR_TUNNEL: Duration = Duration::from_secs(5);
+/// … and this long for one of its own before it shares one, if tunnels are still being dialled.
+pub const WAIT_FOR_OWN_TUNNEL: Duration = Duration::from_millis(300);
+/// After a wait for an own tunnel was in vain, flows share at once for this long.
+pub const SHARE_AT_ONCE: Duration = Duration::from_secs(10);
+/// For a name with several addresses, the client's first bytes are held this long in case the exit cannot connect (0x80 §3).
+pub const HOLD_FIRST_BYTES: Duration = Duration::from_millis(250);
+/// On a shared tunnel a flow whose full queue keeps the tunnel unread this long is cut (0x80 §3, Back-pressure).
+pub const BLOCKED_SHARED_TUNNEL: Duration = Duration::from_secs(10);
+/// A shared tunnel on which replies are discarded this long takes no new flows (0x80 §3).
+pub const DISCARDING: Duration = Duration::from_secs(30);
+/// A spare tunnel above the least number is closed after this long idle.
+pub const SPARE_IDLE: Duration = Duration::from_secs(60);
+/// Least number of spare tunnels per shard and inter-server.
+pub const SPARE_MIN: usize = 2;
+/// Default of `--max-tunnels`, per shard and inter-server.
+pub const MAX_TUNNELS: usize = 256;
+/// Running flows have this long after SIGTERM.
+pub const GRACE: Duration = Duration::from_secs(30);
+/// Redial backoff: full jitter between these.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Upper end of the redial backoff.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A tunnel that was up this long makes the next backoff start from the bottom.
+pub const BACKOFF_RESET: Duration = Duration::from_secs(10);
+/// After EMFILE, ENFILE, ENOMEM or ENOBUFS on accept, first pause; doubles up to [`ACCEPT_PAUSE_MAX`].
+pub const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(10);
+/// Longest pause of accepting.
+pub const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Accepts outstanding per listener.
+pub const ACCEPTS_POSTED: usize = 4;
+
+/// Connections per shard that have not authenticated (tunnel side) or not asked (SOCKS side); above it the oldest goes.
+pub const UNAUTHENTICATED_MAX: usize = 1024;
+/// Completions worked on in one turn; the rest is first in the next.
+pub const COMPLETIONS_PER_TURN: usize = 256;
+
+/// A challenge of ours.
+pub const CHALLENGE_BYTES: usize = 32;
+/// The random tail an inter-server enciphers behind the challenge.
+pub const AUTH_TAIL_BYTES: usize = 16;
+/// Largest challenge an inter-server answers.
+pub const CHALLENGE_MAX: usize = 64;
+
+const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
+const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
+const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
+const _: () = assert!(CHALLENGE_BYTES + AUTH_TAIL_BYTES <= 255 && CHALLENGE_MAX + AUTH_TAIL_BYTES <= 255);
+const _: () = assert!(SLOTS_MIN <= SLOTS_POSTED && SLOTS_POSTED.is_power_of_two());

@@ -1,0 +1,395 @@
+//! The arena: one mapping per shard, cut into slots that the kernel fills, AES works in and sends leave from; and [`Chunk`], a view
+//! of bytes in a slot or, where a slot must not be held, on the heap.
+//!
+//! ```text
+//!   slot, 64 KiB   | headroom 128 | data 65,392                           | tail 16 |
+//!   received       |              |xxxxxxxxxxxxxxxx|
+//!   to the tunnel  |    header|xxxxxxxxxxxxxxxx|           the header is written in front, nothing moves
+//! ```
+//!
+//! What always holds between calls:
+//! * a slot is in exactly one place: the free stack, lent to the kernel, or under one or more [`Slot`] handles;
+//! * handles are counted; bytes can be changed only through the one handle there is;
+//! * the free stack is last in, first out, so the slots in use stay few and warm in the cache;
+//! * nothing here crosses threads.
+#![expect(unsafe_code, reason = "owns the mapping and hands out parts of it")]
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use crate::limits::{SLOT_BYTES, SLOT_DATA, SLOT_HEADROOM};
+
+/// Headroom of a heap chunk that is to get a frame header.
+const HEAP_HEADROOM: usize = 32;
+
+/// A shard's slots. Cloning gives another handle on the same arena.
+#[derive(Clone)]
+pub struct Arena(Rc<Mapping>);
+
+struct Mapping {
+    base: NonNull<u8>,
+    handles: Box<[Cell<u32>]>,
+    free: RefCell<Vec<u32>>,
+}
+
+impl Arena {
+    /// Maps `bytes` (rounded down to whole slots) of zeroed memory.
+    ///
+    /// # Errors
+    /// What `mmap` says, or `InvalidInput` for less than one slot.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let slots = u32::try_from(bytes / SLOT_BYTES).map_err(|_| io::ErrorKind::InvalidInput)?;
+        if slots == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let length = slots as usize * SLOT_BYTES;
+        // SAFETY: a fresh private anonymous mapping, of a length above zero; no existing memory is named.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(address.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let handles = (0..slots).map(|_| Cell::new(0)).collect();
+        let free = RefCell::new((0..slots).rev().collect());
+        Ok(Self(Rc::new(Mapping { base, handles, free })))
+    }
+
+    /// Takes a free slot, the one used last.
+    #[must_use]
+    pub fn take(&self) -> Option<Slot> {
+        let index = self.0.free.borrow_mut().pop()?;
+        self.0.handles[index as usize].set(1);
+        Some(Slot { mapping: Rc::clone(&self.0), index })
+    }
+
+    /// Slots in all.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.0.handles.len()
+    }
+
+    /// Slots on the free stack.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.0.free.borrow().len()
+    }
+
+    /// Where the mapping starts, for registering it.
+    #[must_use]
+    pub fn base(&self) -> *mut u8 {
+        self.0.base.as_ptr()
+    }
+
+    /// Takes back a slot lent with [`Slot::lend`]: the kernel has filled it, or will not touch it any more.
+    ///
+    /// # Panics
+    /// When `index` is not lent out: a fault of the engine's that would end in two owners of one slot.
+    #[must_use]
+    pub fn reclaim(&self, index: u32) -> Slot {
+        let handles = &self.0.handles[index as usize];
+        assert_eq!(handles.get(), LENT, "slot {index} is reclaimed but was not lent");
+        handles.set(1);
+        Slot { mapping: Rc::clone(&self.0), index }
+    }
+}
+
+/// The count of a slot that the kernel has.
+const LENT: u32 = u32::MAX;
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arena").field("slots", &self.slots()).field("free", &self.free()).finish()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `Arena::new` with this base and length, and no handle is left that points into it.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.handles.len() * SLOT_BYTES) };
+    }
+}
+
+/// A counted handle on one slot. The last one that goes gives the slot back.
+pub struct Slot {
+    mapping: Rc<Mapping>,
+    index: u32,
+}
+
+impl Slot {
+    /// Gives the slot to the kernel: its number and the address of its data part. It comes back through [`Arena::reclaim`].
+    ///
+    /// # Panics
+    /// When another handle exists.
+    #[must_use]
+    pub fn lend(self) -> (u32, *mut u8) {
+        let count = &self.mapping.handles[self.index as usize];
+        assert_eq!(count.get(), 1, "slot {} is lent to the kernel while shared", self.index);
+        count.set(LENT);
+        let index = self.index;
+        let data = self.start().as_ptr().wrapping_add(SLOT_HEADROOM);
+        // The handle must not give the slot back, but its hold on the mapping has to be released.
+        let me = std::mem::ManuallyDrop::new(self);
+        // SAFETY: `me` is never used or dropped again, so the `Rc` is read out exactly once.
+        drop(unsafe { std::ptr::read(&raw const me.mapping) });
+        (index, data)
+    }
+
+    /// The data part, to be filled. `None` while shared.
+    #[must_use]
+    pub fn data_mut(&mut self) -> Option<&mut [u8]> {
+        let whole = self.whole_mut()?;
+        Some(&mut whole[SLOT_HEADROOM..SLOT_HEADROOM + SLOT_DATA])
+    }
+
+    /// The first `length` bytes of the data part as a chunk.
+    ///
+    /// # Panics
+    /// When `length` is above [`SLOT_DATA`].
+    #[must_use]
+    pub fn received(self, length: usize) -> Chunk {
+        assert!(length <= SLOT_DATA, "a slot holds {SLOT_DATA} bytes, not {length}");
+        Chunk { bytes: Bytes::Slot(self), start: SLOT_HEADROOM, end: SLOT_HEADROOM + length }
+    }
+
+    fn start(&self) -> NonNull<u8> {
+        // SAFETY: `index` is below the number of slots, so the offset stays inside the mapping.
+        unsafe { self.mapping.base.add(self.index as usize * SLOT_BYTES) }
+    }
+
+    fn whole(&self) -> &[u8] {
+        // SAFETY: the range is inside the live mapping; it is initialised (zeroed by mmap); while a handle exists the kernel does not
+        // write to it, and writes by us need the only handle, mutably.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), SLOT_BYTES) }
+    }
+
+    fn whole_mut(&mut self) -> Option<&mut [u8]> {
+        if self.mapping.handles[self.index as usize].get() != 1 {
+            return None;
+        }
+        // SAFETY: as in `whole`, and this is the only handle, borrowed mutably, so there is no other view of the slot.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), SLOT_BYTES) })
+    }
+}
+
+impl Clone for Slot {
+    fn clone(&self) -> Self {
+        let count = &self.mapping.handles[self.index as usize];
+        count.set(count.get() + 1);
+        Self { mapping: Rc::clone(&self.mapping), index: self.index }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let count = &self.mapping.handles[self.index as usize];
+        count.set(count.get() - 1);
+        if count.get() == 0 {
+            self.mapping.free.borrow_mut().push(self.index);
+        }
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({})", self.index)
+    }
+}
+
+/// A run of bytes: part of a slot, or on the heap. Never prints its content.
+pub struct Chunk {
+    bytes: Bytes,
+    start: usize,
+    end: usize,
+}
+
+enum Bytes {
+    Slot(Slot),
+    Heap(Vec<u8>),
+}
+
+impl Chunk {
+    /// A heap chunk of just these bytes, with room in front for a header.
+    #[must_use]
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut heap = Vec::with_capacity(HEAP_HEADROOM + bytes.len());
+        heap.resize(HEAP_HEADROOM, 0);
+        heap.extend_from_slice(bytes);
+        Self { start: HEAP_HEADROOM, end: heap.len(), bytes: Bytes::Heap(heap) }
+    }
+
+    /// How many bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether it keeps a slot from being used.
+    #[must_use]
+    pub fn holds_slot(&self) -> bool {
+        matches!(self.bytes, Bytes::Slot(_))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        let whole = match &self.bytes {
+            Bytes::Slot(slot) => slot.whole(),
+            Bytes::Heap(heap) => heap,
+        };
+        &whole[self.start..self.end]
+    }
+
+    /// The bytes, to be changed in place. `None` while the slot is shared.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
+        let whole = match &mut self.bytes {
+            Bytes::Slot(slot) => slot.whole_mut()?,
+            Bytes::Heap(heap) => heap,
+        };
+        Some(&mut whole[self.start..self.end])
+    }
+
+    /// Drops the first `count` bytes.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.len(), "cannot drop {count} of {} bytes", self.len());
+        self.start += count;
+    }
+
+    /// A view of `from..to` of this chunk: of the same slot, or a copy where the bytes are on the heap.
+    ///
+    /// # Panics
+    /// When the range is not inside.
+    #[must_use]
+    pub fn part(&self, from: usize, to: usize) -> Self {
+        assert!(from <= to && to <= self.len(), "no part {from}..{to} in {} bytes", self.len());
+        match &self.bytes {
+            Bytes::Slot(slot) => Self { bytes: Bytes::Slot(slot.clone()), start: self.start + from, end: self.start + to },
+            Bytes::Heap(_) => Self::copy_of(&self.as_slice()[from..to]),
+        }
+    }
+
+    /// Puts `header` in front, in place.
+    ///
+    /// # Panics
+    /// When the chunk is shared or has no room in front: both are faults of the caller.
+    pub fn prepend(&mut self, header: &[u8]) {
+        assert!(header.len() <= self.start, "no room for a header of {} bytes", header.len());
+        self.start -= header.len();
+        let bytes = self.as_mut_slice().expect("a header goes in front of a chunk that nobody shares");
+        bytes[..header.len()].copy_from_slice(header);
+    }
+
+    /// The same bytes without holding a slot.
+    #[must_use]
+    pub fn into_heap(self) -> Self {
+        match self.bytes {
+            Bytes::Heap(_) => self,
+            Bytes::Slot(_) => Self::copy_of(self.as_slice()),
+        }
+    }
+
+    /// Appends to a heap chunk that stays within `limit` bytes; says whether it did.
+    #[must_use]
+    pub fn try_append(&mut self, bytes: &[u8], limit: usize) -> bool {
+        let length = self.len();
+        match &mut self.bytes {
+            Bytes::Heap(heap) if length + bytes.len() <= limit => {
+                heap.truncate(self.end);
+                heap.extend_from_slice(bytes);
+                self.end = heap.len();
+                true
+            }
+            Bytes::Heap(_) | Bytes::Slot(_) => false,
+        }
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = if self.holds_slot() { "slot" } else { "heap" };
+        write!(f, "Chunk({} bytes, {place})", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_handle_gives_the_slot_back_and_it_is_the_next_one_taken() {
+        let arena = Arena::new(4 * SLOT_BYTES).unwrap();
+        let slot = arena.take().unwrap();
+        let number = format!("{slot:?}");
+        let chunk = slot.received(10);
+        let part = chunk.part(2, 5);
+        assert_eq!(arena.free(), 3);
+        drop(chunk);
+        assert_eq!(arena.free(), 3);
+        drop(part);
+        assert_eq!(arena.free(), 4);
+        assert_eq!(format!("{:?}", arena.take().unwrap()), number);
+    }
+
+    #[test]
+    fn bytes_are_changed_only_through_the_only_handle() {
+        let arena = Arena::new(SLOT_BYTES).unwrap();
+        let mut chunk = arena.take().unwrap().received(4);
+        chunk.as_mut_slice().unwrap().copy_from_slice(b"data");
+        let other = chunk.part(0, 2);
+        assert!(chunk.as_mut_slice().is_none());
+        assert_eq!(other.as_slice(), b"da");
+        drop(other);
+        chunk.prepend(b"head");
+        assert_eq!(chunk.as_slice(), b"headdata");
+    }
+
+    #[test]
+    fn a_lent_slot_is_neither_free_nor_held_until_reclaimed() {
+        let arena = Arena::new(SLOT_BYTES).unwrap();
+        let (index, _) = arena.take().unwrap().lend();
+        assert!(arena.take().is_none());
+        drop(arena.reclaim(index));
+        assert_eq!(arena.free(), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "was not lent")]
+    fn reclaiming_twice_is_noticed() {
+        let arena = Arena::new(SLOT_BYTES).unwrap();
+        let (index, _) = arena.take().unwrap().lend();
+        let _one = arena.reclaim(index);
+        let _two = arena.reclaim(index);
+    }
+
+    #[test]
+    fn heap_chunks_take_headers_and_grow() {
+        let mut chunk = Chunk::copy_of(b"abc");
+        assert!(chunk.try_append(b"def", 6));
+        assert!(!chunk.try_append(b"g", 6));
+        chunk.advance(1);
+        chunk.prepend(b"X");
+        assert_eq!(chunk.as_slice(), b"Xbcdef");
+        assert!(!chunk.holds_slot());
+    }
+}
