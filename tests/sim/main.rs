@@ -1,0 +1,9 @@
+//! The simulation: both roles, unchanged, over a network that exists only in memory, with a clock that jumps. Everything that happens
+//! follows from a seed; a failure prints the seed and the command that replays it.
+#![allow(unreachable_pub, reason = "one test program, whose modules see each other")]
+
+mod contract;
+mod engine;
+mod observer;
+mod rng;
+mod world;
