@@ -3,6 +3,7 @@
 
 pub mod inter_server;
 pub mod limits;
+pub mod mutants;
 pub mod protocol;
 pub mod server;
 pub mod shard;
