@@ -4,6 +4,7 @@
 pub mod inter_server;
 pub mod limits;
 pub mod mutants;
+pub mod outbox;
 pub mod protocol;
 pub mod server;
 pub mod shard;

@@ -333,6 +333,12 @@ impl Chunk {
     }
 }
 
+impl Default for Chunk {
+    fn default() -> Self {
+        Self { bytes: Bytes::Heap(Vec::new()), start: 0, end: 0 }
+    }
+}
+
 impl fmt::Debug for Chunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.holds_slot() { "slot" } else { "heap" };
