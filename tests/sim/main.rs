@@ -2,8 +2,12 @@
 //! follows from a seed; a failure prints the seed and the command that replays it.
 #![allow(unreachable_pub, reason = "one test program, whose modules see each other")]
 
+mod client;
 mod contract;
+mod destination;
+mod duplex;
 mod engine;
 mod observer;
 mod rng;
+mod traffic;
 mod world;
