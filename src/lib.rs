@@ -4,8 +4,10 @@
 pub mod crypto;
 pub mod inter_server;
 pub mod limits;
+pub mod link;
 pub mod mutants;
 pub mod outbox;
 pub mod protocol;
+pub mod relay;
 pub mod server;
 pub mod shard;
