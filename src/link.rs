@@ -286,6 +286,12 @@ impl Link {
         self.session.keys() == 0
     }
 
+    /// Keys taken on it, those of given-up flows included.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.session.keys()
+    }
+
     /// Flows on it, given-up ones not counted.
     #[must_use]
     pub fn flows(&self) -> usize {

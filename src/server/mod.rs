@@ -474,14 +474,14 @@ impl Role for Server {
             (Owner::Flow(flow), event) => self.on_flow(core, flow, event),
             (_, Event::Timer { what, .. }) => self.on_role_timer(core, what),
             (_, Event::Message(message)) => self.on_message(core, message),
-            (Owner::Role | Owner::Listener(_) | Owner::Accepting(_), _) => {}
+            (Owner::Role | Owner::Listener(_) | Owner::Accepting(_) | Owner::Waiting(_), _) => {}
         }
     }
 
     fn flush(&mut self, core: &mut Core) {
         self.balance(core);
         self.relay.flush(core);
-        core.board().publish(core.index(), self.relay.tunnels.len(), self.relay.idle_tunnels().len());
+        core.publish_tunnels(self.relay.tunnels.len(), self.relay.idle_tunnels().len());
     }
 
     fn state(&self, state: &mut State) {
