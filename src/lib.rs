@@ -4,5 +4,6 @@
 pub mod inter_server;
 pub mod limits;
 pub mod protocol;
+pub mod rlimits;
 pub mod server;
 pub mod shard;
