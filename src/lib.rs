@@ -9,5 +9,6 @@ pub mod mutants;
 pub mod outbox;
 pub mod protocol;
 pub mod relay;
+pub mod rlimits;
 pub mod server;
 pub mod shard;
