@@ -7,7 +7,14 @@ mod contract;
 mod destination;
 mod duplex;
 mod engine;
+mod harness;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod observer;
 mod rng;
+mod roles;
+mod scenarios;
+mod seeds;
 mod traffic;
+mod verdict;
 mod world;
