@@ -82,7 +82,7 @@ pub(crate) struct Gauge {
     pub(crate) connects: u64,
     pub(crate) sockets: usize,
     pub(crate) outstanding: usize,
-    pub(crate) available: usize,
+    pub(crate) lent: usize,
 }
 
 /// The engine of host `host`.
@@ -149,7 +149,7 @@ impl SimIo {
         let mut gauge = self.gauge.borrow_mut();
         gauge.work = !self.submitted.is_empty() || !self.completed.is_empty();
         gauge.sockets = self.sockets.len();
-        gauge.available = self.arena.free() + self.lent.len();
+        gauge.lent = self.lent.len();
         gauge.outstanding = self.sockets.values().map(Socket::outstanding).sum();
     }
 

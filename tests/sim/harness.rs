@@ -146,7 +146,8 @@ impl Simulation {
     }
 
     pub(crate) fn free_slots(&self, host: usize) -> (usize, usize) {
-        (self.gauge(host).available, self.hosts[host].arena.slots())
+        let arena = &self.hosts[host].arena;
+        (self.gauge(host).lent + arena.free(), arena.slots())
     }
 
     // ---- actors

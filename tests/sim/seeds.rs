@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::client::{ClientPlan, Manner};
 use crate::destination::Kind;
-use crate::duplex::{Abort, AbortWhen, Amount, Begin, Finish, Plan};
+use crate::duplex::{Abort, AbortWhen, Begin, Finish, Plan};
 use crate::engine::{Temper, address};
 use crate::harness::{Fault, Simulation};
 use crate::rng::Rng;
-use crate::roles::{ENTRY, EXIT, Topology, build, socks_at, tunnels_at};
+use crate::roles::{ENTRY, EXIT, Topology, build, socks_at};
 use crate::traffic::{NAME_BYTES, Pace};
 use crate::verdict::{Plans, check_flows, is_empty, resting};
 use crate::world::{Link, MICROSECOND, MILLISECOND, Nanos, Path, SECOND};
