@@ -37,3 +37,12 @@ pub enum ListenerKind {
         clients: bool,
     },
 }
+
+/// Placeholder.
+///
+/// # Errors
+/// Never.
+pub fn run(plan: crate::shard::Plan, _settings: Settings, _cipher: crate::crypto::fixed_iv::MessageCipher) -> std::io::Result<()> {
+    plan.idle();
+    Ok(())
+}

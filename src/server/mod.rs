@@ -32,3 +32,12 @@ pub struct DialTarget {
     /// Port.
     pub port: u16,
 }
+
+/// Placeholder.
+///
+/// # Errors
+/// Never.
+pub fn run(plan: crate::shard::Plan, _settings: Settings, _cipher: crate::crypto::fixed_iv::MessageCipher) -> std::io::Result<()> {
+    plan.idle();
+    Ok(())
+}

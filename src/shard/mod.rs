@@ -8,11 +8,14 @@
 //! What always holds between turns: the clock was read once; at most [`crate::limits::COMPLETIONS_PER_TURN`] completions were worked
 //! on, the rest are first in the next; all that the role queued has been submitted or waits for a completion.
 
+pub mod affinity;
 pub mod board;
 pub mod buffers;
 pub mod core;
 pub mod inbox;
 pub mod io;
+mod plan;
+pub use plan::Plan;
 pub mod slab;
 pub mod state;
 pub mod time;
