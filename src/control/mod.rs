@@ -330,6 +330,7 @@ impl Control {
         self.asking = false;
         if let Some(started) = self.announce.started.take() {
             started();
+            self.names.prepare();
             if self.announce.tunnel.is_some() {
                 self.events.later(FIRST_TUNNEL, Deadline::FirstTunnel);
             }

@@ -31,6 +31,8 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 const OTHER_FAMILY: Duration = Duration::from_millis(250);
 /// How often at most the system's files are looked at for changes.
 const LOOK_AT_FILES: Duration = Duration::from_secs(1);
+/// Answers kept: a browser's day, and at a few KiB each no more than a shard's buffers.
+const CACHED: u64 = 2048;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
@@ -61,16 +63,34 @@ pub(super) struct Found {
 pub(super) struct Names {
     /// A name server to ask instead of the system's.
     server: Option<SocketAddr>,
-    source: Arc<Source>,
+    /// `None` until it is first needed: nothing is said about the system's files before that.
+    source: Option<Arc<Source>>,
     files: Files,
     looked_at: Instant,
+    time_limit: Duration,
     waiting: HashMap<String, Vec<Waiter>>,
 }
 
 impl Names {
     pub(super) fn new(server: Option<SocketAddr>) -> Self {
-        let source = Arc::new(Source::read(server));
-        Self { server, source, files: Files::look(), looked_at: Instant::now(), waiting: HashMap::new() }
+        Self { server, source: None, files: Files::default(), looked_at: Instant::now(), time_limit: LOOK_UP, waiting: HashMap::new() }
+    }
+
+    /// Reads the system's files, or reads them again if they have changed: a laptop changes networks, and its name servers with them.
+    pub(super) fn prepare(&mut self) -> Arc<Source> {
+        if let Some(source) = &self.source
+            && self.looked_at.elapsed() < LOOK_AT_FILES
+        {
+            return Arc::clone(source);
+        }
+        self.looked_at = Instant::now();
+        let files = Files::look();
+        if self.source.is_some() && files != self.files {
+            tracing::info!("{RESOLV_CONF} or {HOSTS} has changed, read again");
+            self.source = None;
+        }
+        self.files = files;
+        Arc::clone(self.source.get_or_insert_with(|| Arc::new(Source::read(self.server))))
     }
 
     /// Looks a name up for somebody; the end is sent to `events`, for [`Self::on_found`].
@@ -85,11 +105,10 @@ impl Names {
         if self.waiting.len() >= OUTSTANDING_MAX {
             return waiter.tell(&Err(NameError::Busy));
         }
-        self.reread();
         self.waiting.insert(name.clone(), vec![waiter]);
-        let (source, events) = (Arc::clone(&self.source), events.clone());
+        let (source, events, time_limit) = (self.prepare(), events.clone(), self.time_limit);
         tokio::spawn(async move {
-            let answer = tokio::time::timeout(LOOK_UP, source.addresses(&name)).await.unwrap_or(Err(NameError::Failed));
+            let answer = tokio::time::timeout(time_limit, source.addresses(&name)).await.unwrap_or(Err(NameError::Failed));
             tracing::debug!(name, ?answer, "name looked up");
             // The process is ending if nobody takes the answer.
             let _ = events.send(Found { name, answer }.into());
@@ -102,20 +121,6 @@ impl Names {
             waiter.tell(&found.answer);
         }
     }
-
-    /// A laptop changes networks: its name servers change with them.
-    fn reread(&mut self) {
-        if self.looked_at.elapsed() < LOOK_AT_FILES {
-            return;
-        }
-        self.looked_at = Instant::now();
-        let files = Files::look();
-        if files != self.files {
-            self.files = files;
-            self.source = Arc::new(Source::read(self.server));
-            tracing::info!("{RESOLV_CONF} or {HOSTS} has changed, read again");
-        }
-    }
 }
 
 impl std::fmt::Debug for Names {
@@ -125,7 +130,7 @@ impl std::fmt::Debug for Names {
 }
 
 /// What tells one version of the two files from another.
-#[derive(PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 struct Files([Option<(u64, i64, i64, u64)>; 2]);
 
 impl Files {
@@ -138,7 +143,7 @@ impl Files {
 }
 
 /// Where addresses come from.
-struct Source {
+pub(super) struct Source {
     hosts: Hosts,
     /// `None`: no usable configuration; the hosts file and plain addresses still work.
     resolver: Option<TokioResolver>,
@@ -178,11 +183,17 @@ impl Source {
     fn adjust(options: &mut ResolverOpts) {
         // The hosts file is looked at before, for both families at once.
         options.use_hosts_file = ResolveHosts::Never;
+        // Every look-up may have to fall back to TCP at once.
+        options.max_active_requests = 2 * OUTSTANDING_MAX;
+        options.cache_size = CACHED;
     }
 
     async fn addresses(&self, text: &str) -> Answer {
         // Names with an underscore are used, though no standard has them.
         let name = Name::from_utf8(text).or_else(|_| Name::from_str_relaxed(text)).map_err(|_| NameError::NotFound)?;
+        if name.is_root() {
+            return Err(NameError::NotFound);
+        }
         if let Some(found) = self.in_hosts(&name) {
             return Ok(found);
         }
@@ -255,3 +266,6 @@ fn interleave(v6: Vec<IpAddr>, v4: Vec<IpAddr>) -> Vec<IpAddr> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
                 Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
             }
             for (kind, at) in addresses {
-                tracing::info!(%at, for_ = purpose(kind), "listening");
+                tracing::info!(%at, serves = purpose(kind), "listening");
             }
         };
         let announce = Announce { started: Some(Box::new(started)), tunnel: None };
