@@ -33,7 +33,6 @@ use crate::protocol::socks5::Credentials;
 use crate::protocol::v80::handshake::Authenticated;
 use crate::protocol::v80::{Profile, Side};
 use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
-use crate::shard::Role;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
@@ -41,6 +40,7 @@ use crate::shard::io::Purpose;
 use crate::shard::slab::{GenSlab, Key};
 use crate::shard::state::State;
 use crate::shard::time::Time;
+use crate::shard::{self, Plan, Role};
 
 /// What the operator wants of the inter-server.
 #[derive(Clone, Debug)]
@@ -74,6 +74,14 @@ pub enum ListenerKind {
         /// Whether clients are taken here at all (not on a public address without a password).
         clients: bool,
     },
+}
+
+/// Runs an inter-server's shard on this thread until it is stopped.
+///
+/// # Errors
+/// The engine cannot be started, or has failed.
+pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Result<()> {
+    shard::run(plan, |listeners| InterServer::new(settings, cipher, listeners))
 }
 
 /// A flow's timer: its first bytes have been held long enough.

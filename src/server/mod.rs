@@ -29,7 +29,6 @@ use crate::protocol::v80::frame::Destination;
 use crate::protocol::v80::handshake::{Authenticated, ExitHandshake, Progress};
 use crate::protocol::v80::{Profile, Side};
 use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
-use crate::shard::Role;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{Message, NameError, ToControl};
@@ -37,6 +36,7 @@ use crate::shard::io::Purpose;
 use crate::shard::slab::{GenSlab, Key};
 use crate::shard::state::State;
 use crate::shard::timers::TimerId;
+use crate::shard::{self, Plan, Role};
 
 /// What the operator wants of the server.
 #[derive(Clone, Debug)]
@@ -64,6 +64,14 @@ pub struct DialTarget {
     pub host: String,
     /// Port.
     pub port: u16,
+}
+
+/// Runs a server's shard on this thread until it is stopped.
+///
+/// # Errors
+/// The engine cannot be started, or has failed.
+pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Result<()> {
+    shard::run(plan, |_| Server::new(settings, cipher))
 }
 
 /// A flow's timer: the destination has to accept within it.
