@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -126,7 +127,7 @@ pub(crate) enum Ending {
 }
 
 /// What one side of a flow saw and did.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Record {
     /// The destination's address.
     pub(crate) address: SocketAddr,
@@ -145,6 +146,30 @@ pub(crate) struct Record {
     pub(crate) from: Option<u32>,
     /// It gave up by itself, as planned.
     pub(crate) aborted: bool,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |time: Nanos| format!("{:.3} ms", time as f64 / 1e6);
+        write!(f, "[{} from {}", self.address, time(self.started))?;
+        if let Some(reply) = self.reply {
+            write!(f, ", reply {reply}")?;
+        }
+        write!(f, ", sent {}{}, received {}", self.sent, if self.ended { " and FIN" } else { "" }, self.received)?;
+        if let (Some(ending), Some(at)) = (self.ending, self.ending_at) {
+            write!(f, " and {ending:?} at {}", time(at))?;
+        }
+        if let Some(from) = self.from {
+            write!(f, " of stream {from}")?;
+        }
+        if self.aborted {
+            f.write_str(", aborted")?;
+        }
+        match self.finished {
+            Some(at) => write!(f, ", over at {}]", time(at)),
+            None => f.write_str(", not over]"),
+        }
+    }
 }
 
 impl Record {

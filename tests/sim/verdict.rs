@@ -44,7 +44,7 @@ pub(crate) fn check_flows(simulation: &Simulation, plans: &Plans) {
     let book = simulation.stage.book.borrow();
     let records = &book.records;
     let unfinished = book.unfinished();
-    assert!(unfinished.is_empty(), "these never ended: {:#?}", unfinished.iter().map(|number| (number, &records[number])).collect::<Vec<_>>());
+    assert!(unfinished.is_empty(), "these never ended: {:?}", unfinished.iter().map(|number| (number, &records[number])).collect::<Vec<_>>());
     let mut partners: BTreeMap<u32, u32> = BTreeMap::new();
     for (&number, record) in records {
         let Some(from) = record.from else { continue };
@@ -83,7 +83,7 @@ fn check_not_whole(simulation: &Simulation, plans: &Plans, number: u32, record: 
     let whole = record.received == partner.sent && (partner.ended || plans.closes(from, partner));
     assert!(
         whole,
-        "looks whole but was cut: reader {number} got a FIN behind {} bytes of stream {from}; its sender: {partner:#?}; the reader: {record:#?}",
+        "looks whole but was cut: reader {number} got a FIN behind {} bytes of stream {from}; its sender: {partner:?}; the reader: {record:?}",
         record.received
     );
 }
@@ -97,24 +97,24 @@ fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Rec
         return;
     }
     if plans.ample || record.reply != Some(1) {
-        assert_eq!(record.reply, Some(0), "client {number} was not served although nothing was wrong: {record:#?}");
+        assert_eq!(record.reply, Some(0), "client {number} was not served although nothing was wrong: {record:?}");
     }
     if record.reply != Some(0) {
         return;
     }
     if !plans.serves(record.address) {
         let no_answer = matches!(plans.destinations.get(&record.address), Some(Kind::Path(_)));
-        assert!(!no_answer || record.received == 0, "client {number} got bytes from nowhere: {record:#?}");
+        assert!(!no_answer || record.received == 0, "client {number} got bytes from nowhere: {record:?}");
         return;
     }
-    let Some(partner) = partner else { panic!("client {number} got nothing though nothing was wrong: {record:#?}") };
+    let Some(partner) = partner else { panic!("client {number} got nothing though nothing was wrong: {record:?}") };
     let whole = record.received == partner.sent
         && partner.received == record.sent
         && partner.ended
         && record.ended
         && record.ending == Some(Ending::Fin)
         && partner.ending == Some(Ending::Fin);
-    assert!(whole, "not whole though nothing was wrong: client {number} {record:#?}, destination {partner:#?}");
+    assert!(whole, "not whole though nothing was wrong: client {number} {record:?}, destination {partner:?}");
 }
 
 /// What of a state must be as it was. `grows` and sums do not count; slots are compared by themselves.
