@@ -662,6 +662,8 @@ impl<E> Relay<E> {
     fn flush_flow(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.flows.get_mut(flow) else { return };
         if !here.is_connected {
+            // Destinations that do not answer must not keep the slots of those that do.
+            here.outbox.let_go_of_slots(core);
             return;
         }
         here.outbox.flush(core, here.socket);
