@@ -5,6 +5,7 @@ mod ciphers;
 mod counting;
 mod frames;
 mod handshake;
+mod model80;
 mod session;
 mod socks5;
 mod splits;
