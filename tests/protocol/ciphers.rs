@@ -69,7 +69,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 proptest! {
-    #![proptest_config(crate::support::proptest_config())]
+    #![proptest_config(crate::properties::config())]
 
     #[test]
     fn a_message_cut_anywhere_is_the_message_in_one_piece(

@@ -70,7 +70,7 @@ fn the_proofs_name_their_sides() {
 }
 
 proptest! {
-    #![proptest_config(crate::support::proptest_config())]
+    #![proptest_config(crate::properties::config())]
 
     /// Whatever comes: an answer never outgrows what the handshake says, and an error names what was got.
     #[test]

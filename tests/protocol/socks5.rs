@@ -357,7 +357,7 @@ fn debug_prints_no_password_and_the_awaited_message_is_named() {
 }
 
 proptest! {
-    #![proptest_config(crate::support::proptest_config())]
+    #![proptest_config(crate::properties::config())]
 
     /// Whatever a client sends and however it is cut: the same outcome, and never more than the two or three answers there are.
     #[test]

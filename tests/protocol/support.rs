@@ -49,11 +49,6 @@ pub(crate) fn authenticated() -> (Authenticated, Authenticated) {
     panic!("no verdict after the reply");
 }
 
-/// A failure prints its smallest input; nothing is written into the tree.
-pub(crate) fn proptest_config() -> proptest::test_runner::Config {
-    proptest::test_runner::Config { failure_persistence: None, ..Default::default() }
-}
-
 /// Either side, for tests that do the same to both.
 pub(crate) enum Side {
     Exit(ExitHandshake),
