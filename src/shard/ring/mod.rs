@@ -381,21 +381,17 @@ impl Ring {
     /// Cancels everything and waits for it; says whether all came back.
     fn drain(&mut self) -> bool {
         self.push_for_nobody(opcode::AsyncCancel2::new(types::CancelBuilder::any()).build());
-        for _ in 0..2 {
+        loop {
             while let Some(completion) = self.queue.next() {
                 self.drained(&completion);
             }
             if self.outstanding == 0 {
                 return true;
             }
-            if self.queue.enter_for_all(self.outstanding, DRAIN).is_err() {
+            if self.queue.enter_for_all(self.outstanding, DRAIN).is_err() || !self.queue.has_completions() {
                 return false;
             }
         }
-        while let Some(completion) = self.queue.next() {
-            self.drained(&completion);
-        }
-        self.outstanding == 0
     }
 
     fn drained(&mut self, completion: &cqueue::Entry) {
