@@ -11,12 +11,15 @@
 pub mod affinity;
 pub mod board;
 pub mod buffers;
+pub mod clock;
 pub mod core;
 pub mod inbox;
 pub mod io;
 mod plan;
 pub use plan::Plan;
+pub mod ring;
 pub mod slab;
+pub mod startup;
 pub mod state;
 pub mod time;
 pub mod timers;
