@@ -1,0 +1,7 @@
+//! The command line, on the real binary: what is refused and how, key files, the configuration file, signals, the state line.
+
+mod config_file;
+mod keygen;
+mod refusals;
+mod running;
+mod support;
