@@ -286,6 +286,12 @@ impl Link {
         self.session.keys() == 0
     }
 
+    /// Keys taken on it, those of given-up flows included.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.session.keys()
+    }
+
     /// Flows on it, given-up ones not counted.
     #[must_use]
     pub fn flows(&self) -> usize {
@@ -295,7 +301,7 @@ impl Link {
     /// The flows on it.
     #[must_use]
     pub fn flow_keys(&self) -> Vec<Key> {
-        self.session.tags().map(Key::from_bits).collect()
+        self.session.tags().map(|(_, tag)| Key::from_bits(tag)).collect()
     }
 
     /// Whether a flow to this destination can be opened now.
@@ -317,7 +323,7 @@ impl Link {
     }
 
     fn note_discarding(&mut self, now: Time) {
-        if !self.session.discarding() {
+        if self.session.discarding() == 0 {
             self.discarding_since = None;
         } else if self.discarding_since.is_none() {
             self.discarding_since = Some(now);

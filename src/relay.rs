@@ -67,6 +67,8 @@ pub struct Tunnel {
     discarding_timer: Option<TimerId>,
     is_dirty: bool,
     is_idle: bool,
+    /// Keys taken and whether it was unread, when last looked at.
+    seen: (usize, bool),
 }
 
 /// One proxied connection.
@@ -88,7 +90,8 @@ pub struct Flow<E> {
     pub has_received: bool,
     /// What the role keeps with it.
     pub extra: E,
-    outbox: Outbox,
+    /// What waits for its connection.
+    pub outbox: Outbox,
     reading: Reading,
     own_end: bool,
     peer_end: bool,
@@ -141,6 +144,7 @@ pub struct Relay<E> {
     dirty_tunnels: Vec<Key>,
     dirty_flows: Vec<Key>,
     bytes_before: (u64, u64),
+    has_openings: bool,
 }
 
 impl<E> Relay<E> {
@@ -156,6 +160,7 @@ impl<E> Relay<E> {
             dirty_tunnels: Vec::new(),
             dirty_flows: Vec::new(),
             bytes_before: (0, 0),
+            has_openings: false,
         }
     }
 
@@ -175,8 +180,10 @@ impl<E> Relay<E> {
             discarding_timer: None,
             is_dirty: false,
             is_idle: true,
+            seen: (0, false),
         });
         self.idle.push(tunnel);
+        self.has_openings = true;
         core.set_owner(socket, Owner::Tunnel(tunnel));
         core.receive(socket);
         tunnel
@@ -186,6 +193,11 @@ impl<E> Relay<E> {
     #[must_use]
     pub fn idle_tunnels(&self) -> &[Key] {
         &self.idle
+    }
+
+    /// Whether, since last asked, a tunnel has come, a key become free, or an unread tunnel been read again.
+    pub const fn take_openings(&mut self) -> bool {
+        std::mem::replace(&mut self.has_openings, false)
     }
 
     /// Takes bytes from a tunnel in. Then ask [`Relay::next_notice`] until there is none.
@@ -317,6 +329,9 @@ impl<E> Relay<E> {
                 self.idle.retain(|&idle| idle != tunnel);
             }
         }
+        let seen = (here.link.keys(), here.link.is_blocked());
+        self.has_openings |= seen < here.seen;
+        here.seen = seen;
         if here.link.is_blocked() && here.blocked_timer.is_none() {
             here.blocked_timer = Some(core.set_timer(limits::BLOCKED_SHARED_TUNNEL, Owner::Tunnel(tunnel), BLOCKED));
         } else if !here.link.is_blocked() {
@@ -360,6 +375,22 @@ impl<E> Relay<E> {
         if let Some(here) = self.flows.get_mut(flow) {
             core.cancel_timer(&mut here.timer);
             here.timer = Some(core.set_timer(after, Owner::Flow(flow), what));
+        }
+    }
+
+    /// Holds the flow's reading back for a while; the role is told by timer `what`, and calls [`Relay::start`].
+    pub fn hold(&mut self, core: &mut Core, flow: Key, pause: Duration, what: u8) {
+        if let Some(here) = self.flows.get_mut(flow) {
+            here.is_held = true;
+            self.set_flow_timer(core, flow, pause, what);
+        }
+    }
+
+    /// Lets the flow go on with an outbox in which something may be under way.
+    pub fn put_outbox(&mut self, flow: Key, outbox: Outbox) {
+        if let Some(here) = self.flows.get_mut(flow) {
+            here.outbox = outbox;
+            self.mark_dirty(flow);
         }
     }
 

@@ -46,6 +46,8 @@ pub enum Owner {
     Tunnel(Key),
     /// A flow's connection: a client's or a destination's.
     Flow(Key),
+    /// A client that waits for a tunnel.
+    Waiting(Key),
 }
 
 /// What happened, for its owner.
@@ -194,6 +196,7 @@ pub struct Core {
     parked_count: usize,
     stale: u64,
     handed_over: u64,
+    published: (usize, usize),
 }
 
 impl std::fmt::Debug for Core {
@@ -224,6 +227,7 @@ impl Core {
             parked_count: 0,
             stale: 0,
             handed_over: 0,
+            published: (0, 0),
         }
     }
 
@@ -250,6 +254,14 @@ impl Core {
     #[must_use]
     pub const fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// Says on the board what this shard has now.
+    pub fn publish_tunnels(&mut self, tunnels: usize, idle: usize) {
+        if self.published != (tunnels, idle) {
+            self.published = (tunnels, idle);
+            self.board.publish(self.index, tunnels, idle);
+        }
     }
 
     /// Asks or tells the control thread. It outlives the shards, so a failure means the process is ending.

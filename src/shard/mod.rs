@@ -16,7 +16,6 @@ pub mod core;
 pub mod inbox;
 pub mod io;
 mod plan;
-pub use plan::Plan;
 pub mod ring;
 pub mod slab;
 pub mod startup;
@@ -25,6 +24,8 @@ pub mod time;
 pub mod timers;
 
 use std::time::Duration;
+
+pub use self::plan::{Plan, run};
 
 use self::core::{Core, Event};
 use self::inbox::{Inbox, Message, ToControl};

@@ -1,49 +1,59 @@
-//! Placeholder.
+//! What a shard is made of, and its life on the thread it was started on: memory, ring, role, turns, end.
+
+use std::io;
 use std::os::fd::OwnedFd;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc::UnboundedSender;
+
 use super::board::Board;
-use super::inbox::{Inbox, Message, Postbox, ToControl};
+use super::buffers::Arena;
+use super::clock::Clock;
+use super::core::{Core, Parts};
+use super::inbox::{Inbox, Postbox, ToControl};
+use super::ring::Ring;
+use super::{Role, Shard};
 use crate::inter_server::ListenerKind;
 
 /// What a shard is made of.
 #[derive(Debug)]
 pub struct Plan {
-    /// Which one.
+    /// Its number in the process, from 0.
     pub index: usize,
-    /// Its core.
+    /// The core its thread is pinned to, if any.
     pub core: Option<usize>,
-    /// Bytes of buffers.
+    /// Bytes of its arena.
     pub buffer_memory: usize,
-    /// From outside.
+    /// What reaches it from other threads.
     pub inbox: Inbox,
-    /// To the control thread.
-    pub control: tokio::sync::mpsc::UnboundedSender<ToControl>,
-    /// All shards' postboxes.
+    /// Where its questions and answers go.
+    pub control: UnboundedSender<ToControl>,
+    /// The inboxes of all shards, its own included.
     pub peers: Vec<Postbox>,
-    /// The gauges.
+    /// The gauges of all shards.
     pub board: Board,
-    /// Where to listen.
+    /// Its own listening sockets.
     pub listeners: Vec<(ListenerKind, OwnedFd)>,
 }
 
-impl Plan {
-    /// Answers until stopped.
-    pub(crate) fn idle(&self) {
-        loop {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-            for message in self.inbox.drain() {
-                match message {
-                    Message::ReportState => {
-                        let state = super::state::State { tunnels: 1, ..Default::default() };
-                        let _ = self.control.send(ToControl::State { shard: self.index, state: Box::new(state) });
-                    }
-                    Message::Stop | Message::StopNow => {
-                        let _ = self.control.send(ToControl::Stopped { shard: self.index });
-                        return;
-                    }
-                    _ => {}
-                }
-            }
-        }
+/// Runs a shard on this thread, already pinned, until its role has ended.
+///
+/// # Errors
+/// The arena or the ring cannot be made (one line with the cure), or the ring has failed.
+pub fn run<R: Role>(plan: Plan, make_role: impl FnOnce(Vec<(ListenerKind, OwnedFd)>) -> R) -> io::Result<()> {
+    let Plan { index, core: _, buffer_memory, inbox, control, peers, board, listeners } = plan;
+    let clock = Clock::start();
+    let arena = Arena::new(buffer_memory)?;
+    let ring = Ring::new(&arena, inbox.bell()).map_err(io::Error::other)?;
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| io::Error::other(format!("the system gives no randomness: {error}")))?;
+    let parts = Parts { io: Box::new(ring), arena, index, control: control.clone(), peers, board, rng: StdRng::from_seed(seed) };
+    let mut shard = Shard::new(Core::new(parts), make_role(listeners), inbox, clock.now());
+    while !shard.is_finished() {
+        shard.turn(None, || clock.now())?;
     }
+    // Nobody takes it only when the process is ending anyway.
+    let _ = control.send(ToControl::Stopped { shard: index });
+    Ok(())
 }
