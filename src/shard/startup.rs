@@ -11,7 +11,7 @@ use io_uring::{IoUring, Probe, opcode};
 use super::ring::Sizes;
 
 /// The oldest kernel with all we use: DEFER_TASKRUN came with 6.1.
-const OLDEST_KERNEL: (u32, u32) = (6, 1);
+pub(crate) const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// How long a no-op may take until entering counts as blocked.
 const PROBE: Duration = Duration::from_secs(1);
 /// Where the kernel says who may use io_uring (since 6.6).
