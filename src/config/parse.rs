@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{ListenAt, Profile};
+use super::ListenAt;
 use crate::crypto::fixed_iv::Method;
 use crate::limits;
 use crate::protocol::socks5::Credentials;
+use crate::protocol::v80::Profile;
 use crate::server::DialTarget;
 use crate::shard::affinity;
 use crate::telemetry::log;

@@ -2,6 +2,7 @@
 
 mod config_file;
 mod keygen;
+mod process;
 mod refusals;
 mod running;
 mod support;

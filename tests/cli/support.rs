@@ -7,24 +7,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// A command line of the real binary, without a terminal.
-pub fn zhwkprox(arguments: &[&str]) -> Command {
+pub(crate) fn zhwkprox(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zhwkprox"));
     command.args(arguments).stdin(Stdio::null());
     command
 }
 
-pub fn output(arguments: &[&str]) -> Output {
+pub(crate) fn output(arguments: &[&str]) -> Output {
     zhwkprox(arguments).output().unwrap()
 }
 
 /// What was said on standard error.
-pub fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// Wrong use: status 2, nothing on standard output, and one line that has all of `words`.
 #[track_caller]
-pub fn refused(output: &Output, words: &[&str]) {
+pub(crate) fn refused(output: &Output, words: &[&str]) {
     let said = said(output);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(output.stdout.is_empty(), "{:?}", output.stdout);
@@ -32,7 +32,7 @@ pub fn refused(output: &Output, words: &[&str]) {
 }
 
 #[track_caller]
-pub fn one_line(said: &str, words: &[&str]) {
+pub(crate) fn one_line(said: &str, words: &[&str]) {
     assert!(said.starts_with("zhwkprox: "), "{said}");
     assert_eq!(said.matches('\n').count(), 1, "{said}");
     for word in words {
@@ -42,35 +42,35 @@ pub fn one_line(said: &str, words: &[&str]) {
 
 /// Fine with `--check-config`.
 #[track_caller]
-pub fn accepted(output: &Output) {
+pub(crate) fn accepted(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "{}", said(output));
     assert!(output.stdout.ends_with(b"configuration ok\n"));
     assert_eq!(said(output), "");
 }
 
 /// The bytes of the key that [`Folder::new`] makes.
-pub const KEY: &str = "sixteen byte key";
+pub(crate) const KEY: &str = "sixteen byte key";
 
 /// A folder with a key for a 16-byte cipher.
-pub struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         folder.write("key", &format!("ascii:{KEY}\n"), 0o600);
         folder
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    pub fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
     /// Writes a file with exactly this mode, whatever the umask.
-    pub fn write(&self, name: &str, contents: &str, mode: u32) -> String {
+    pub(crate) fn write(&self, name: &str, contents: &str, mode: u32) -> String {
         let path = self.path(name);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&path).unwrap();
         file.write_all(contents.as_bytes()).unwrap();
@@ -79,27 +79,27 @@ impl Folder {
     }
 
     /// `zhwkprox server` with what it needs, and these.
-    pub fn server(&self, more: &[&str]) -> Output {
+    pub(crate) fn server(&self, more: &[&str]) -> Output {
         let key = self.text("key");
         let base = ["server", "--check-config", "--protocol", "0x80", "--key-file", &key, "--dial", "192.0.2.1:1992"];
         output(&[&base, more].concat())
     }
 
     /// `zhwkprox inter-server` with what it needs, and these.
-    pub fn inter_server(&self, more: &[&str]) -> Output {
+    pub(crate) fn inter_server(&self, more: &[&str]) -> Output {
         let key = self.text("key");
         let base = ["inter-server", "--check-config", "--protocol", "0x80", "--key-file", &key];
         output(&[&base, more].concat())
     }
 }
 
-pub fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
 impl Folder {
     /// `zhwkprox server` with another key.
-    pub fn server_with_key(&self, key: &str, cipher: &str) -> Output {
+    pub(crate) fn server_with_key(&self, key: &str, cipher: &str) -> Output {
         output(&["server", "--check-config", "--protocol", "0x80", "--key-file", key, "--dial", "192.0.2.1:1992", "--cipher", cipher])
     }
 }
