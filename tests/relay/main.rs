@@ -12,6 +12,7 @@ mod ends;
 mod limits;
 mod mixups;
 mod names;
+mod original;
 mod policy;
 mod shards;
 mod socks5;
