@@ -19,3 +19,4 @@ mod socks5;
 mod stalls;
 mod stop;
 mod tunnels;
+mod wire;

@@ -11,6 +11,7 @@ pub(crate) mod role;
 pub(crate) mod socks;
 pub(crate) mod state;
 pub(crate) mod traffic;
+pub(crate) mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -178,7 +178,7 @@ fn entry_arguments(options: &Options, tunnel: SocketAddr, socks: SocketAddr, key
     arguments
 }
 
-fn exit_arguments(options: &Options, tunnel: SocketAddr, key: &Path) -> Vec<String> {
+pub(crate) fn exit_arguments(options: &Options, tunnel: SocketAddr, key: &Path) -> Vec<String> {
     let mut arguments: Vec<String> = ["server", "--protocol", "0x80", "--dial"].map(Into::into).into();
     arguments.push(tunnel.to_string());
     arguments.extend(["--key-file".into(), key.display().to_string(), "--cores".into(), options.exit_cores.clone()]);
