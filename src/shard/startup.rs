@@ -1,0 +1,293 @@
+//! Making an io_uring, as a ladder: kernel, set-up, entering, the operations needed. Each rung that gives way says in one line what is
+//! in the way and what helps.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, opcode};
+
+use super::ring::Sizes;
+
+/// The oldest kernel with all we use: DEFER_TASKRUN came with 6.1.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+/// How long a no-op may take until entering counts as blocked.
+const PROBE: Duration = Duration::from_secs(1);
+/// Where the kernel says who may use io_uring (since 6.6).
+const SYSCTL_DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
+/// The group that may when the above is 1.
+const SYSCTL_GROUP: &str = "/proc/sys/kernel/io_uring_group";
+
+/// The operations used, with the name to print.
+const OPERATIONS: [(u8, &str); 7] = [
+    (opcode::Nop::CODE, "NOP"),
+    (opcode::Accept::CODE, "ACCEPT"),
+    (opcode::Connect::CODE, "CONNECT"),
+    (opcode::Recv::CODE, "RECV"),
+    (opcode::Send::CODE, "SEND"),
+    (opcode::Read::CODE, "READ"),
+    (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
+];
+
+/// Why a shard cannot start. Every text is one line: cause, then cure.
+#[derive(Debug, thiserror::Error)]
+pub enum StartupError {
+    /// Before 6.1.
+    #[error("linux {found} is too old: the relay needs io_uring as of linux 6.1; cure: run a newer kernel")]
+    Kernel {
+        /// What `uname` says.
+        found: String,
+    },
+    /// `ENOSYS`.
+    #[error(
+        "this system has no io_uring (io_uring_setup: ENOSYS): the kernel was built without CONFIG_IO_URING, or a sandbox (gVisor, a seccomp \
+         profile) hides it; cure: another kernel, or a sandbox that allows io_uring_setup, io_uring_enter and io_uring_register"
+    )]
+    Missing,
+    /// `EPERM`, the sysctl is 2.
+    #[error("io_uring is switched off for everybody (kernel.io_uring_disabled is 2); cure: sysctl -w kernel.io_uring_disabled=0")]
+    SwitchedOff,
+    /// `EPERM`, the sysctl is 1.
+    #[error(
+        "io_uring is reserved (kernel.io_uring_disabled is 1) for CAP_SYS_ADMIN and group {group}; cure: run the relay in that group \
+         (sysctl -w kernel.io_uring_group=GID sets it), or sysctl -w kernel.io_uring_disabled=0"
+    )]
+    Reserved {
+        /// What kernel.io_uring_group says; -1 is none.
+        group: String,
+    },
+    /// `EPERM`, and a seccomp filter is in place.
+    #[error(
+        "io_uring_setup is refused (EPERM) by a seccomp filter, as Docker and containerd set by default; cure: a seccomp profile that \
+         allows io_uring_setup, io_uring_enter and io_uring_register (narrower than seccomp=unconfined)"
+    )]
+    Seccomp,
+    /// `EPERM` without a cause that can be read.
+    #[error(
+        "io_uring_setup is refused (EPERM) though kernel.io_uring_disabled is 0 and no seccomp filter is set; cure: look for a denial of \
+         a security module (SELinux, AppArmor) in the kernel log, and allow io_uring there"
+    )]
+    Refused,
+    /// `ENOMEM` under a memlock limit.
+    #[error(
+        "cannot make an io_uring: it locks {need_kib} KiB per shard and RLIMIT_MEMLOCK allows this user {limit_kib} KiB in all; cure: \
+         ulimit -l unlimited, LimitMEMLOCK=infinity in the unit, --ulimit memlock=-1 for Docker, or CAP_IPC_LOCK"
+    )]
+    Memlock {
+        /// What one shard needs.
+        need_kib: u64,
+        /// The limit.
+        limit_kib: u64,
+    },
+    /// `EINVAL`: a flag that the kernel does not know.
+    #[error(
+        "linux {found} refuses the set-up flags SINGLE_ISSUER, DEFER_TASKRUN, TASKRUN_FLAG, SUBMIT_ALL, CLAMP; cure: an unpatched kernel as of 6.1"
+    )]
+    Flags {
+        /// What `uname` says.
+        found: String,
+    },
+    /// `EMFILE`, `ENFILE`.
+    #[error(
+        "cannot make an io_uring: no descriptor is free ({source}); cure: a higher limit, LimitNOFILE= in the unit, ulimit -n, fs.file-max"
+    )]
+    Descriptors {
+        /// Which of the two limits.
+        source: io::Error,
+    },
+    /// Set-up works and entering does not.
+    #[error(
+        "io_uring_setup works but io_uring_enter does not ({source}): a seccomp filter allows the one and not the other; cure: a profile \
+         that allows io_uring_setup, io_uring_enter and io_uring_register"
+    )]
+    EnterBlocked {
+        /// What it said.
+        source: io::Error,
+    },
+    /// Set-up works and registering does not.
+    #[error(
+        "io_uring_setup works but io_uring_register does not ({source}): a seccomp filter allows the one and not the other; cure: a \
+         profile that allows io_uring_setup, io_uring_enter and io_uring_register"
+    )]
+    RegisterBlocked {
+        /// What it said.
+        source: io::Error,
+    },
+    /// An operation is not there.
+    #[error("io_uring of linux {found} lacks {operation}; cure: an unpatched kernel as of 6.1")]
+    Operation {
+        /// What `uname` says.
+        found: String,
+        /// Its name.
+        operation: &'static str,
+    },
+    /// The shard's memory.
+    #[error(
+        "cannot map {kib} KiB of buffers: {source}; cure: a smaller --buffer-memory, or more memory (ulimit -v, the control group's limit)"
+    )]
+    Arena {
+        /// What was asked for.
+        kib: u64,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The thread cannot run where it is to.
+    #[error("cannot run on core {core}: {source}; cure: name cores of {allowed} in --cores")]
+    Core {
+        /// Which.
+        core: usize,
+        /// Those that are allowed, as a list.
+        allowed: String,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot {what}: {source}")]
+    Other {
+        /// What was tried.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Goes up the ladder with a ring of the usual size and drops it again: for `doctor`, and to fail before threads are started.
+///
+/// # Errors
+/// See [`StartupError`].
+pub fn check() -> Result<(), StartupError> {
+    let arena = super::buffers::Arena::new(crate::limits::SLOT_BYTES)
+        .map_err(|source| StartupError::Arena { kib: crate::limits::SLOT_BYTES as u64 / 1024, source })?;
+    let (inbox, _) = super::inbox::Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
+    super::ring::Ring::new(&arena, inbox.bell()).map(drop)
+}
+
+/// Makes the ring and shows that it works.
+pub(super) fn open(sizes: Sizes) -> Result<IoUring, StartupError> {
+    let kernel = kernel();
+    if parse_kernel(&kernel).is_some_and(|version| version < OLDEST_KERNEL) {
+        return Err(StartupError::Kernel { found: kernel });
+    }
+    let mut uring = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        // Without it a turn that does not sleep would see no completion.
+        .setup_taskrun_flag()
+        // One bad entry does not hold up those behind it.
+        .setup_submit_all()
+        .setup_clamp()
+        .setup_cqsize(sizes.completions)
+        .build(sizes.submissions)
+        .map_err(|error| explain_setup(error, kernel.clone(), sizes))?;
+    enter_once(&mut uring)?;
+    let mut probe = Probe::new();
+    uring.submitter().register_probe(&mut probe).map_err(|error| explain_register(error, sizes))?;
+    match OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, operation)) => Err(StartupError::Operation { found: kernel, operation }),
+        None => Ok(uring),
+    }
+}
+
+/// Why `io_uring_register` failed.
+pub(super) fn explain_register(error: io::Error, sizes: Sizes) -> StartupError {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => out_of_memory(error, sizes),
+        _ => StartupError::RegisterBlocked { source: error },
+    }
+}
+
+/// The kernel's release, as `uname` says it.
+#[must_use]
+pub fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "of unknown version".to_owned(), |text| text.trim().to_owned())
+}
+
+/// Major and minor version.
+pub(crate) fn parse_kernel(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// What one ring has locked, in KiB: both queues, the entries, the page of the buffer ring, each rounded up to pages.
+#[must_use]
+pub(crate) fn locked_kib(sizes: Sizes) -> u64 {
+    let pages = |bytes: u64| bytes.div_ceil(4096) * 4;
+    let (submissions, completions) = (u64::from(sizes.submissions), u64::from(sizes.completions));
+    pages(submissions * 64) + pages(completions * 16 + submissions * 4 + 320) + pages(u64::from(sizes.slots) * 16)
+}
+
+fn enter_once(uring: &mut IoUring) -> Result<(), StartupError> {
+    push_nop(uring);
+    let limit = Timespec::from(PROBE);
+    let entered = uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit));
+    match (entered, uring.completion().next()) {
+        (_, Some(_)) => Ok(()),
+        (Err(source), None) => Err(StartupError::EnterBlocked { source }),
+        (Ok(_), None) => Err(StartupError::EnterBlocked { source: io::ErrorKind::TimedOut.into() }),
+    }
+}
+
+#[expect(unsafe_code, reason = "pushing an entry always is")]
+fn push_nop(uring: &mut IoUring) {
+    // SAFETY: a no-op names no memory. The queue is empty, so it cannot be full.
+    let _ = unsafe { uring.submission().push(&opcode::Nop::new().build()) };
+}
+
+fn explain_setup(error: io::Error, kernel: String, sizes: Sizes) -> StartupError {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => StartupError::Missing,
+        Some(libc::EPERM | libc::EACCES) => explain_refusal(),
+        Some(libc::ENOMEM) => out_of_memory(error, sizes),
+        Some(libc::EINVAL) => StartupError::Flags { found: kernel },
+        Some(libc::EMFILE | libc::ENFILE) => StartupError::Descriptors { source: error },
+        _ => StartupError::Other { what: "make an io_uring", source: error },
+    }
+}
+
+/// The files are read instead of guessing: in a container it is nearly always seccomp, on a hardened host the sysctl.
+fn explain_refusal() -> StartupError {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    match read(SYSCTL_DISABLED).as_str() {
+        "2" => StartupError::SwitchedOff,
+        "1" => StartupError::Reserved { group: read(SYSCTL_GROUP) },
+        _ if seccomp_filtered(&read("/proc/self/status")) => StartupError::Seccomp,
+        _ => StartupError::Refused,
+    }
+}
+
+fn seccomp_filtered(status: &str) -> bool {
+    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+}
+
+fn out_of_memory(error: io::Error, sizes: Sizes) -> StartupError {
+    match crate::rlimits::memlock() {
+        Some(limit) => StartupError::Memlock { need_kib: locked_kib(sizes), limit_kib: limit / 1024 },
+        None => StartupError::Other { what: "make an io_uring", source: error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_all_spellings_are_understood() {
+        assert_eq!(parse_kernel("6.1.0-39-amd64"), Some((6, 1)));
+        assert_eq!(parse_kernel("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(parse_kernel("5.15.167.4-microsoft-standard-WSL2"), Some((5, 15)));
+        assert_eq!(parse_kernel("6.1-rc3"), Some((6, 1)));
+        assert_eq!(parse_kernel("of unknown version"), None);
+    }
+
+    #[test]
+    fn a_seccomp_filter_is_seen_in_the_status() {
+        assert!(seccomp_filtered("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
+        assert!(!seccomp_filtered("Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n"));
+    }
+
+    #[test]
+    fn the_ladder_holds_here() {
+        check().unwrap();
+    }
+}

@@ -1,0 +1,155 @@
+//! How sockets come to be: accepts, connects, their options and addresses.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use socket2::{SockRef, Socket};
+use zhwkprox::shard::buffers::Chunk;
+use zhwkprox::shard::io::{Errno, Io, Kind, Payload, Purpose, SocketId};
+
+use crate::support::{Rig, listener, read_to_end, sent};
+
+#[test]
+fn a_connection_is_made_accepted_and_carries_bytes_with_both_ends_in_the_ring() {
+    let mut rig = Rig::new(8);
+    let (ours, address) = listener();
+    let listener = rig.adopt(ours);
+    let accepted = rig.accept(listener, Purpose::Tunnel);
+    let connected = rig.connect(address, None, Purpose::Tunnel);
+    assert_eq!(rig.wait(Kind::Connect, connected).result, Ok(0));
+    let done = rig.wait(Kind::Accept, accepted);
+    assert_eq!(done.result, Ok(0));
+    let Payload::Accepted(Some(peer)) = done.payload else { panic!("{:?}", done.payload) };
+    rig.send(connected, Chunk::copy_of(b"hello"), true);
+    assert_eq!(rig.read_exactly(accepted, 5), b"hello");
+    assert_eq!(sent(rig.wait(Kind::Send, connected)).0, Ok(5));
+    let connected = Socket::from(rig.ring.detach(connected));
+    assert_eq!(connected.local_addr().unwrap().as_socket(), Some(peer));
+}
+
+#[test]
+fn tunnels_have_their_options_and_flows_theirs_whichever_end_made_them() {
+    let mut rig = Rig::new(8);
+    let (ours, address) = listener();
+    let listener = rig.adopt(ours);
+    for purpose in [Purpose::Tunnel, Purpose::Flow] {
+        let accepted = rig.accept(listener, purpose);
+        let connected = rig.connect(address, None, purpose);
+        rig.wait(Kind::Connect, connected);
+        rig.wait(Kind::Accept, accepted);
+        for id in [accepted, connected] {
+            let socket = Socket::from(rig.ring.detach(id));
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert!(!socket.nonblocking().unwrap());
+            let (seconds, timeout) = (socket.tcp_keepalive_time().unwrap().as_secs(), socket.tcp_user_timeout().unwrap());
+            match purpose {
+                Purpose::Tunnel => {
+                    assert_eq!((seconds, timeout.map(|timeout| timeout.as_secs())), (15, Some(30)));
+                    assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 5);
+                    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+                    assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 << 10);
+                }
+                Purpose::Flow => {
+                    assert_ne!(seconds, 15, "the system's own");
+                    assert!(timeout.is_none_or(|timeout| timeout.is_zero()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn peers_of_all_families_are_told_apart() {
+    let mut rig = Rig::new(8);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socks");
+    let listening = rig.adopt(UnixListener::bind(&path).unwrap());
+    let accepted = rig.accept(listening, Purpose::Flow);
+    let client = UnixStream::connect(&path).unwrap();
+    let done = rig.wait(Kind::Accept, accepted);
+    assert!(matches!((done.result, &done.payload), (Ok(0), Payload::Accepted(None))), "{done:?}");
+    rig.send(accepted, Chunk::copy_of(b"x"), true);
+    rig.wait(Kind::Send, accepted);
+    rig.close(accepted, false);
+    assert_eq!(read_to_end(client), b"x");
+
+    let six = TcpListener::bind("[::1]:0").unwrap();
+    let address = six.local_addr().unwrap();
+    let listening = rig.adopt(six);
+    let accepted = rig.accept(listening, Purpose::Flow);
+    let connected = rig.connect(address, None, Purpose::Flow);
+    rig.wait(Kind::Connect, connected);
+    let done = rig.wait(Kind::Accept, accepted);
+    let Payload::Accepted(Some(peer)) = done.payload else { panic!("{:?}", done.payload) };
+    assert_eq!(peer.ip(), IpAddr::from(std::net::Ipv6Addr::LOCALHOST));
+}
+
+#[test]
+fn a_source_address_of_either_spelling_is_used_for_a_target_of_either_spelling() {
+    let mut rig = Rig::new(8);
+    let (ours, address) = listener();
+    let listener = rig.adopt(ours);
+    let source: IpAddr = "127.0.0.2".parse().unwrap();
+    let mapped = SocketAddr::new("::ffff:127.0.0.1".parse().unwrap(), address.port());
+    for (to, from) in [(address, "127.0.0.2"), (mapped, "127.0.0.2"), (address, "::ffff:127.0.0.2"), (mapped, "::ffff:127.0.0.2")] {
+        let accepted = rig.accept(listener, Purpose::Flow);
+        let connected = rig.connect(to, Some(from), Purpose::Flow);
+        assert_eq!(rig.wait(Kind::Connect, connected).result, Ok(0), "{from} to {to}");
+        let Payload::Accepted(Some(peer)) = rig.wait(Kind::Accept, accepted).payload else { panic!() };
+        assert_eq!(peer.ip(), source, "{from} to {to}");
+    }
+}
+
+#[test]
+fn a_source_port_serves_many_destinations_because_it_is_chosen_at_connect() {
+    let mut rig = Rig::new(8);
+    let (ours, address) = listener();
+    let connected = rig.connect(address, Some("127.0.0.2"), Purpose::Flow);
+    rig.wait(Kind::Connect, connected);
+    let socket = Socket::from(rig.ring.detach(connected));
+    assert_ne!(socket.local_addr().unwrap().as_socket().unwrap().port(), 0);
+    drop(ours);
+}
+
+fn failure(rig: &mut Rig, to: SocketAddr, from: Option<&str>) -> (SocketId, Errno) {
+    let id = rig.connect(to, from, Purpose::Flow);
+    let done = rig.wait(Kind::Connect, id);
+    (id, done.result.unwrap_err())
+}
+
+#[test]
+fn connects_that_fail_say_why_and_leave_nothing_behind() {
+    let mut rig = Rig::new(8);
+    let (ours, closed) = listener();
+    drop(ours);
+    let six: SocketAddr = SocketAddr::new("::1".parse().unwrap(), closed.port());
+    let before = descriptors();
+    let mut ids = Vec::new();
+    for _ in 0..100 {
+        let (id, error) = failure(&mut rig, closed, None);
+        assert_eq!(error, Errno(libc::ECONNREFUSED));
+        ids.push(id);
+        // Not an address of this machine.
+        assert_eq!(failure(&mut rig, closed, Some("192.0.2.1")).1, Errno(libc::EADDRNOTAVAIL));
+        // A source that cannot reach the target's family: refused, never dialled from elsewhere.
+        assert_eq!(failure(&mut rig, six, Some("127.0.0.1")).1, Errno(libc::EAFNOSUPPORT));
+    }
+    assert_eq!(descriptors_of_sockets_at_most(before), 0, "failed connects keep descriptors");
+    // The ids are free without a close.
+    let (listening, address) = listener();
+    let id = ids[0];
+    let token = crate::support::token(Kind::Connect, id);
+    rig.ring.submit(zhwkprox::shard::io::Op::Connect { socket: id, to: address, from: None, purpose: Purpose::Flow, token });
+    assert_eq!(rig.wait(Kind::Connect, id).result, Ok(0));
+    let (peer, _) = listening.accept().unwrap();
+    assert!(SockRef::from(&peer).peer_addr().is_ok());
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Other tests of this process open descriptors meanwhile: a leak of hundreds is what counts.
+fn descriptors_of_sockets_at_most(before: usize) -> usize {
+    descriptors().saturating_sub(before + 150)
+}
