@@ -105,7 +105,11 @@ impl InterServer {
             return None;
         }
         let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| {
-            !tunnel.retired && tunnel.link.has_room() && !tunnel.link.is_blocked() && tunnel.link.discarding_since().is_none() && tunnel.link.is_free(destination)
+            !tunnel.retired
+                && tunnel.link.has_room()
+                && !tunnel.link.is_blocked()
+                && tunnel.link.discarding_since().is_none()
+                && tunnel.link.is_free(destination)
         });
         usable.min_by_key(|(_, tunnel)| tunnel.link.flows()).map(|(key, _)| key)
     }

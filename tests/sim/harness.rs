@@ -113,7 +113,12 @@ impl Simulation {
     // ---- hosts
 
     /// Adds a host with so many slots; `build` makes its shard over the engine given to it.
-    pub(crate) fn add_host(&mut self, slots: usize, temper: Temper, build: impl FnOnce(SimIo, Arena, u64, &World) -> Box<dyn Machine>) -> usize {
+    pub(crate) fn add_host(
+        &mut self,
+        slots: usize,
+        temper: Temper,
+        build: impl FnOnce(SimIo, Arena, u64, &World) -> Box<dyn Machine>,
+    ) -> usize {
         let host = self.hosts.len();
         let arena = Arena::new(slots * SLOT_BYTES).expect("memory for the arena");
         self.hosts.push(Host { machine: None, gauge: Rc::default(), arena, turn_at: None, timer_at: None, second: 0, turns: 0 });

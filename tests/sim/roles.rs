@@ -10,12 +10,12 @@ use zhwkprox::crypto::fixed_iv::{MessageCipher, Method};
 use zhwkprox::inter_server::{self, InterServer, ListenerKind};
 use zhwkprox::limits;
 use zhwkprox::server::{self, DialTarget, Server};
-use zhwkprox::shard::{Role, Shard};
 use zhwkprox::shard::board::Board;
 use zhwkprox::shard::buffers::Arena;
 use zhwkprox::shard::core::{Core, Parts};
 use zhwkprox::shard::inbox::Inbox;
 use zhwkprox::shard::time::Time;
+use zhwkprox::shard::{Role, Shard};
 
 use crate::engine::{SimIo, Temper, address};
 use crate::harness::{Machine, Simulation};
@@ -59,7 +59,8 @@ impl Topology {
 }
 
 fn cipher() -> MessageCipher {
-    MessageCipher::new(Method::Aes128Ctr, b"samplekeytomatch", std::array::from_fn(|index| u8::try_from(index).expect("below 16"))).expect("16 bytes")
+    MessageCipher::new(Method::Aes128Ctr, b"samplekeytomatch", std::array::from_fn(|index| u8::try_from(index).expect("below 16")))
+        .expect("16 bytes")
 }
 
 /// Both roles, started, in a world of this seed.
@@ -108,6 +109,7 @@ fn exit_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &W
 fn shard<R: Role + 'static>(role: R, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
     let (inbox, postbox) = Inbox::new().expect("an eventfd");
     let (control, _) = tokio::sync::mpsc::unbounded_channel();
-    let parts = Parts { io: Box::new(io), arena, index: 0, control, peers: vec![postbox], board: Board::new(1), rng: StdRng::seed_from_u64(seed) };
+    let parts =
+        Parts { io: Box::new(io), arena, index: 0, control, peers: vec![postbox], board: Board::new(1), rng: StdRng::seed_from_u64(seed) };
     Box::new(Shard::new(Core::new(parts), role, inbox, Time::from_nanos(world.now())))
 }

@@ -94,7 +94,8 @@ fn a_client_that_half_closes_still_gets_its_answer_a_minute_later() {
 fn a_client_goes_on_sending_a_minute_after_the_destination_has_ended() {
     let mut scene = Scene::new(&Topology::PLAIN);
     scene.destination(at(1), Kind::Serves(Plan::send(1_000)));
-    let client = scene.client(at(1), Plan { begin: Begin::AfterEnd, write: Pace { hold: 60 * SECOND, ..Pace::FULL }, ..Plan::send(100_000) });
+    let client =
+        scene.client(at(1), Plan { begin: Begin::AfterEnd, write: Pace { hold: 60 * SECOND, ..Pace::FULL }, ..Plan::send(100_000) });
     scene.run(100 * SECOND);
     assert!(scene.took(client) > 60 * SECOND);
     scene.conclude();
@@ -285,7 +286,10 @@ fn an_entry_that_is_dead_for_an_hour_costs_the_exit_nothing_and_service_is_back_
 fn a_tunnel_that_is_reset_resets_all_its_flows_at_both_ends_at_once() {
     let mut scene = Scene::new(&Topology { max_tunnels: 1, ..Topology::PLAIN });
     for number in 1..=3 {
-        scene.destination(at(number), Kind::Serves(Plan { write: Pace { hold: 0, piece: 100, pause: 100 * MILLISECOND }, ..Plan::send(50_000) }));
+        scene.destination(
+            at(number),
+            Kind::Serves(Plan { write: Pace { hold: 0, piece: 100, pause: 100 * MILLISECOND }, ..Plan::send(50_000) }),
+        );
         scene.client(at(number), Plan { finish: Finish::AfterEnd, ..Plan::send(1_000) });
     }
     scene.simulation.run_for(5 * SECOND);

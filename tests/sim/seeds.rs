@@ -37,12 +37,8 @@ fn link(rng: &mut Rng, most_latency: Nanos) -> Link {
 }
 
 fn topology(rng: &mut Rng) -> Topology {
-    let temper = Temper {
-        short_receives: rng.pick(&[0, 20, 60]),
-        delayed: rng.pick(&[0, 10, 40]),
-        late_cancels: 50,
-        posted: rng.pick(&[2, 4, 32]),
-    };
+    let temper =
+        Temper { short_receives: rng.pick(&[0, 20, 60]), delayed: rng.pick(&[0, 10, 40]), late_cancels: 50, posted: rng.pick(&[2, 4, 32]) };
     Topology {
         slots: [rng.pick(&[4, 5, 8, 16, 64]), rng.pick(&[4, 5, 8, 16, 64])],
         temper: [temper, temper],

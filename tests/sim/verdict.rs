@@ -56,7 +56,11 @@ pub(crate) fn check_flows(simulation: &Simulation, plans: &Plans) {
     let book = simulation.stage.book.borrow();
     let records = &book.records;
     let unfinished = book.unfinished();
-    assert!(unfinished.is_empty(), "these never ended: {:?}", unfinished.iter().map(|number| (number, &records[number])).collect::<Vec<_>>());
+    assert!(
+        unfinished.is_empty(),
+        "these never ended: {:?}",
+        unfinished.iter().map(|number| (number, &records[number])).collect::<Vec<_>>()
+    );
     let mut partners: BTreeMap<u32, u32> = BTreeMap::new();
     for (&number, record) in records {
         let Some(from) = record.from else { continue };
