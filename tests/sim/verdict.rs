@@ -106,7 +106,7 @@ fn check_not_whole(simulation: &Simulation, plans: &Plans, number: u32, record: 
 
 /// What nothing disturbed must be whole.
 fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Record, partner: Option<&Record>) {
-    let finished = record.finished.expect("checked");
+    let finished = record.finished.max(partner.and_then(|partner| partner.finished)).expect("checked");
     let disturbed = simulation.disturbed.iter().any(|(from, to)| *from <= finished && *to >= record.started);
     let aborts = plans.aborts.get(&number).is_some_and(Option::is_some) || plans.hang_ups.contains_key(&number);
     if disturbed || aborts {
