@@ -77,6 +77,8 @@ pub const ACCEPTS_POSTED: usize = 4;
 
 /// Connections per shard that have not authenticated (tunnel side) or not asked (SOCKS side); above it the oldest goes.
 pub const UNAUTHENTICATED_MAX: usize = 1024;
+/// Clients per shard that wait for a tunnel; the next one is told at once.
+pub const WAITING_MAX: usize = 4096;
 /// Completions worked on in one turn; the rest is first in the next.
 pub const COMPLETIONS_PER_TURN: usize = 256;
 
