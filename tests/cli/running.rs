@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
@@ -103,6 +104,31 @@ fn the_start_says_what_the_protocol_does_not_protect_and_what_is_listened_on() {
     entry.listens("servers");
     entry.signal("INT");
     assert_eq!(entry.ended().0.code(), Some(0));
+}
+
+#[test]
+fn a_standard_output_that_nobody_reads_holds_up_neither_flows_nor_the_end() {
+    let folder = Folder::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    while (&theirs).write(&[b'x'; 4096]).is_ok() {}
+    while (&theirs).write(b"x").is_ok() {}
+    theirs.set_nonblocking(false).unwrap();
+    let key = folder.text("key");
+    let base = ["inter-server", "--protocol", "0x80", "--key-file", &key];
+    let mut entry = Process::with_output(&mut zhwkprox(&[&base[..], &ENTRY[..]].concat()), OwnedFd::from(theirs).into());
+    let (servers, clients) = (entry.listens("servers"), entry.listens("socks5 clients"));
+    entry.signal("USR1");
+    let mut exit = exit(&folder, servers, &[]);
+    exit.said("started");
+    exit.wait_for_state(|state| state["tunnels"].as_u64() >= Some(1));
+    let port = echo();
+    // A name has to pass the control thread.
+    echoes(&mut connect(clients, "localhost", port), b"still there");
+    entry.signal("USR1");
+    entry.signal("TERM");
+    assert_eq!(entry.ended().0.code(), Some(0));
+    drop(ours);
 }
 
 #[test]
