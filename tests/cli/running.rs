@@ -379,7 +379,8 @@ fn the_demo_prints_two_lines_to_try_and_the_first_one_works() {
     }
     demo.signal("INT");
     let (status, _, err) = demo.ended();
-    assert_eq!((status.code(), err.as_str()), (Some(0), ""));
+    assert_eq!(status.code(), Some(0), "{err}");
+    assert!(!err.contains("ERROR") && !err.contains("panicked"), "{err}");
 }
 
 #[test]
