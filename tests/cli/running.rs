@@ -317,6 +317,51 @@ fn name_server() -> SocketAddr {
 }
 
 #[test]
+fn one_shared_port_serves_servers_and_clients() {
+    let folder = Folder::new();
+    let mut entry = entry(&folder, &["--shared", "127.0.0.1:0"]);
+    let shared = entry.listens("servers and socks5 clients");
+    let _exit = exit(&folder, shared, &[]);
+    entry.wait_for_state(|state| state["tunnels"].as_u64() >= Some(1));
+    echoes(&mut connect(shared, "127.0.0.1", echo()), b"through one port");
+}
+
+#[test]
+fn a_shared_port_on_every_address_closes_on_clients_and_takes_servers() {
+    let folder = Folder::new();
+    let mut entry = entry(&folder, &["--shared", "0.0.0.0:0"]);
+    entry.said("clients are not taken");
+    let port = entry.listens("servers").port();
+    let shared = SocketAddr::from(([127, 0, 0, 1], port));
+    let _exit = exit(&folder, shared, &[]);
+    entry.wait_for_state(|state| state["tunnels"].as_u64() >= Some(1));
+    let mut client = TcpStream::connect(shared).unwrap();
+    client.set_read_timeout(Some(crate::process::WATCHDOG)).unwrap();
+    client.write_all(&[5, 1, 0]).unwrap();
+    let answer = client.read(&mut [0; 1]);
+    assert!(matches!(answer, Ok(0)) || answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_panic_of_a_shard_ends_the_process_with_one_line() {
+    const INSIDE: &str = "ZHWKPROX_TEST_PANIC";
+    if std::env::var_os(INSIDE).is_some() {
+        // The child: what `run` sets up, and a shard's thread that panics.
+        let runtime = zhwkprox::run::runtime().unwrap();
+        let _events = runtime.block_on(async { zhwkprox::run::events().unwrap() });
+        let shard = std::thread::Builder::new().name("shard-1".to_owned());
+        let _ = shard.spawn(|| panic!("on purpose\nover two lines")).unwrap().join();
+        unreachable!("the process has ended");
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    let output =
+        again.args(["--exact", "running::a_panic_of_a_shard_ends_the_process_with_one_line", "--nocapture"]).env(INSIDE, "1").output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    one_line(&said(&output), &["shard-1 panicked at tests/cli/running.rs:", "on purpose, over two lines"]);
+}
+
+#[test]
 fn names_are_looked_up_at_the_inter_server_and_for_dialling() {
     let folder = Folder::new();
     let resolver = name_server().to_string();
