@@ -23,12 +23,12 @@ pub const SLOTS_MIN: usize = 4;
 pub const V80_HEADER_MAX: usize = 23;
 /// Largest payload of a 0x80 frame that we send: with its header it fills no more than one slot.
 pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
+/// Largest 0x80 frame, with its header, that the author's original programs read with one call.
+pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
 
-/// Bytes that may wait for one socket before the source they come from is not read any more. One slot's worth lets the next
-/// receive overlap with the send; the slot being worked on may exceed it once.
-pub const QUEUE_BYTES: usize = SLOT_BYTES;
-/// Chunks of one flow that may wait in its tunnel's queue: one being sent, one being received meanwhile.
-pub const FLOW_CHUNKS_IN_TUNNEL: u32 = 2;
+/// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
+/// overlaps with the send of the one before. The slot being worked on may exceed it once.
+pub const QUEUE_BYTES: usize = SLOT_BYTES + 1;
 
 /// A client has this long for its SOCKS5 handshake.
 pub const SOCKS_HANDSHAKE: Duration = Duration::from_secs(10);

@@ -1,16 +1,54 @@
-//! The inter-server (entry): takes SOCKS5 clients and servers' tunnels, and brings them together.
+//! The inter-server (entry): takes SOCKS5 clients and servers' tunnels, and brings them together. All IO is asked for through the
+//! [`Core`]; what happens to bytes is the [`Relay`]'s.
+//!
+//! ```text
+//!   tunnel port ─▶ Arriving (handshake) ─▶ shard with the fewest ─▶ tunnel
+//!   SOCKS port  ─▶ Arriving (SOCKS5) ─▶ name looked up ─▶ waiting for a tunnel ─▶ flow
+//! ```
+//!
+//! What always holds between turns:
+//! * a connection that has not proven or asked anything has a timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] of each
+//!   kind: above that the oldest goes;
+//! * a client that waits is in `waiting` until it is placed, handed to another shard, or told that there is no tunnel;
+//! * after [`Message::Stop`] nothing is accepted.
 
+mod arrivals;
+mod placing;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tracing::{debug, info, warn};
+
+use self::arrivals::Arriving;
+use self::placing::Waiting;
+use crate::crypto::fixed_iv::MessageCipher;
+use crate::limits;
+use crate::link::Link;
+use crate::outbox::Outbox;
+use crate::protocol::socks5::Credentials;
+use crate::protocol::v80::handshake::Authenticated;
+use crate::protocol::v80::{Profile, Side};
+use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
+use crate::shard::buffers::Chunk;
+use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
+use crate::shard::inbox::Message;
+use crate::shard::io::Purpose;
+use crate::shard::slab::{GenSlab, Key};
+use crate::shard::state::State;
+use crate::shard::time::Time;
+use crate::shard::{self, Plan, Role};
 
 /// What the operator wants of the inter-server.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Who may log in as a server.
     pub allow_servers: Vec<IpNet>,
-    /// User and password that clients need (`None`: no method but "none" is asked for). Never printed.
-    pub credentials: Option<crate::protocol::socks5::Credentials>,
+    /// User and password that clients need where a listener asks for them. Never printed.
+    pub credentials: Option<Credentials>,
     /// A half-open flow without progress ends after this.
     pub linger: Duration,
     /// A flow without a byte either way ends after this (`None`: never).
@@ -36,4 +74,255 @@ pub enum ListenerKind {
         /// Whether clients are taken here at all (not on a public address without a password).
         clients: bool,
     },
+}
+
+/// Runs an inter-server's shard on this thread until it is stopped.
+///
+/// # Errors
+/// The engine cannot be started, or has failed.
+pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Result<()> {
+    shard::run(plan, |listeners| InterServer::new(settings, cipher, listeners))
+}
+
+/// A flow's timer: its first bytes have been held long enough.
+const HOLD: u8 = FIRST_ROLE_TIMER;
+/// The role's timer: running flows had their time.
+const GRACE: u8 = 0;
+
+/// What the entry keeps with a flow.
+#[derive(Debug)]
+struct Client {
+    /// For the log (`None`: unix socket).
+    peer: Option<SocketAddr>,
+    /// The name's other addresses, to be tried if this one ends at once.
+    others: Vec<SocketAddr>,
+    /// What the client sent behind its request, while it is held.
+    early: Vec<u8>,
+    /// It has been moved to another tunnel once.
+    retried: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct InterServer {
+    cipher: MessageCipher,
+    settings: Settings,
+    listeners: Vec<(ListenerKind, Key)>,
+    to_listen: Vec<(ListenerKind, OwnedFd)>,
+    relay: Relay<Box<Client>>,
+    arriving: GenSlab<Arriving>,
+    /// Arrivals that could still be anybody, oldest first: servers' and clients'. Keys of those that are gone are passed over.
+    unproven_servers: VecDeque<Key>,
+    unproven_clients: VecDeque<Key>,
+    servers_arriving: usize,
+    clients_arriving: usize,
+    waiting: GenSlab<Waiting>,
+    /// Who waits, in order. Keys of those that are gone are passed over.
+    waiting_order: VecDeque<Key>,
+    /// Who waits may share from now on.
+    try_placing: bool,
+    /// Until then flows share at once: a wait for an own tunnel was in vain.
+    share_until: Time,
+    stopping: bool,
+    stopped: bool,
+}
+
+impl InterServer {
+    /// An inter-server that will listen on these.
+    #[must_use]
+    pub fn new(settings: Settings, cipher: MessageCipher, listeners: Vec<(ListenerKind, OwnedFd)>) -> Self {
+        let patience = Patience { linger: settings.linger, idle: settings.idle };
+        Self {
+            cipher,
+            settings,
+            listeners: Vec::new(),
+            to_listen: listeners,
+            relay: Relay::new(Side::Entry, patience),
+            arriving: GenSlab::default(),
+            unproven_servers: VecDeque::new(),
+            unproven_clients: VecDeque::new(),
+            servers_arriving: 0,
+            clients_arriving: 0,
+            waiting: GenSlab::default(),
+            waiting_order: VecDeque::new(),
+            try_placing: false,
+            share_until: Time::ZERO,
+            stopping: false,
+            stopped: false,
+        }
+    }
+
+    // ---- tunnels
+
+    /// Gives an authenticated tunnel to the shard with the fewest, or keeps it.
+    fn place_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Authenticated, outbox: Outbox, rest: &[u8]) {
+        let shard = core.board().fewest_tunnels(core.index());
+        if shard != core.index()
+            && rest.is_empty()
+            && outbox.bytes() == 0
+            && let Some(descriptor) = core.detach(socket)
+        {
+            core.board().expect_tunnel(shard);
+            core.post(shard, Message::Tunnel { descriptor, peer, proof });
+            return;
+        }
+        self.add_tunnel(core, socket, peer, proof, outbox, rest);
+    }
+
+    fn add_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Authenticated, outbox: Outbox, rest: &[u8]) {
+        if self.relay.tunnels.is_empty() {
+            info!("server attached from {}", peer.ip());
+        }
+        let link = Link::new(socket, self.cipher.clone(), proof, Profile::Ours, outbox);
+        let tunnel = self.relay.add_tunnel(core, link, 0);
+        if !rest.is_empty() {
+            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
+        }
+    }
+
+    fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
+        match event {
+            Event::Received { what: Incoming::Data(chunk), .. } => self.on_tunnel_data(core, tunnel, chunk),
+            Event::Received { what: Incoming::End, .. } => self.end_tunnel(core, tunnel, Closing::Graceful, &"closed by the server"),
+            Event::Received { what: Incoming::Failed(error), .. } => self.end_tunnel(core, tunnel, Closing::Reset, &error),
+            Event::Sent { chunk, result, .. } => {
+                if let Err(error) = self.relay.on_tunnel_sent(core, tunnel, chunk, result) {
+                    self.end_tunnel(core, tunnel, Closing::Reset, &error);
+                }
+            }
+            Event::Timer { what, .. } => {
+                if self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, Closing::Reset, &"only dropped replies were left on it");
+                }
+            }
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
+        }
+    }
+
+    fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
+        self.relay.on_tunnel_data(tunnel, chunk);
+        loop {
+            match self.relay.next_notice(core, tunnel) {
+                Ok(None) => return,
+                // The session of an entry never says so.
+                Ok(Some(Notice::Open(_))) => {}
+                Ok(Some(Notice::EndedWhileHeld(flow))) => self.try_next_address(core, flow),
+                Err(fault) => return self.end_tunnel(core, tunnel, Closing::Reset, &fault),
+            }
+        }
+    }
+
+    fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, how: Closing, why: &dyn std::fmt::Display) {
+        let lost = self.relay.end_tunnel(core, tunnel, how);
+        self.after_loss(core, lost, why);
+    }
+
+    /// Flows that nothing has touched go to another tunnel, once.
+    fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
+        let Some(lost) = lost else { return };
+        debug!("tunnel ended: {why}");
+        for flow in lost.untouched {
+            self.retry(core, flow);
+        }
+        if self.relay.tunnels.is_empty() && !self.stopping {
+            warn!("no server attached any more: {why}");
+        }
+    }
+
+    // ---- flows
+
+    fn on_flow(&mut self, core: &mut Core, flow: Key, event: Event) {
+        let lost = match event {
+            Event::Received { what, .. } => self.relay.on_flow_received(core, flow, what),
+            Event::Sent { chunk, result, .. } => self.relay.on_flow_sent(core, flow, chunk, result),
+            Event::Timer { what: HOLD, .. } => {
+                self.release(core, flow);
+                None
+            }
+            Event::Timer { .. } => self.relay.on_flow_timer(core, flow),
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => None,
+        };
+        self.after_loss(core, lost, &"the client of its only flow is gone");
+    }
+
+    // ---- orders
+
+    fn on_message(&mut self, core: &mut Core, message: Message) {
+        match message {
+            Message::Tunnel { descriptor, peer, proof } => {
+                let socket = core.adopt(descriptor, Owner::Role);
+                self.add_tunnel(core, socket, peer, proof, Outbox::default(), &[]);
+            }
+            Message::Client { descriptor, peer, targets, early } => {
+                let socket = core.adopt(descriptor, Owner::Role);
+                self.place(core, Waiting::new(socket, peer, targets, early).handed_over());
+            }
+            Message::Resolved { ticket, result } => self.on_resolved(core, Key::from_bits(ticket), result),
+            Message::Stop if !self.stopping => {
+                self.stopping = true;
+                info!("stopping: {} flows have {} s to finish", self.relay.flows.len(), limits::GRACE.as_secs());
+                for (_, listener) in self.listeners.drain(..) {
+                    core.close(listener, Closing::Graceful);
+                }
+                for key in self.arriving.keys() {
+                    self.drop_arrival(core, key, Closing::Graceful);
+                }
+                core.set_timer(limits::GRACE, Owner::Role, GRACE);
+            }
+            Message::StopNow => self.stopped = true,
+            Message::Stop | Message::ReportState => {}
+        }
+    }
+}
+
+impl Role for InterServer {
+    fn start(&mut self, core: &mut Core) {
+        for (kind, descriptor) in std::mem::take(&mut self.to_listen) {
+            let purpose = if let ListenerKind::Socks { .. } = kind { Purpose::Flow } else { Purpose::Tunnel };
+            let number = u32::try_from(self.listeners.len()).unwrap_or(u32::MAX);
+            let socket = core.listen(descriptor, number, purpose);
+            self.listeners.push((kind, socket));
+        }
+    }
+
+    fn on_event(&mut self, core: &mut Core, event: Event) {
+        match event {
+            Event::Accepted { listener, socket, peer } => self.on_accepted(core, listener, socket, peer),
+            Event::Message(message) => self.on_message(core, message),
+            Event::Connected { owner, .. } | Event::Received { owner, .. } | Event::Sent { owner, .. } | Event::Timer { owner, .. } => {
+                match owner {
+                    Owner::Pending(key) => self.on_arriving(core, key, event),
+                    Owner::Tunnel(tunnel) => self.on_tunnel(core, tunnel, event),
+                    Owner::Flow(flow) => self.on_flow(core, flow, event),
+                    Owner::Waiting(key) => self.on_waiting(core, key, event),
+                    Owner::Role => {
+                        warn!("{} flows did not finish in time", self.relay.flows.len());
+                        self.stopped = true;
+                    }
+                    Owner::Listener(_) | Owner::Accepting(_) => {}
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, core: &mut Core) {
+        if std::mem::take(&mut self.try_placing) | self.relay.take_openings() {
+            self.place_waiting(core);
+        }
+        self.relay.flush(core);
+        core.publish_tunnels(self.relay.tunnels.len(), self.relay.idle_tunnels().len());
+        if self.stopping && self.relay.flows.is_empty() && self.waiting.is_empty() {
+            self.stopped = true;
+        }
+    }
+
+    fn state(&self, state: &mut State) {
+        self.relay.state(state);
+        state.tunnels_pending = self.servers_arriving as u64;
+        state.clients_pending = (self.clients_arriving + self.waiting.len()) as u64;
+    }
+
+    fn is_finished(&self) -> bool {
+        self.stopped
+    }
 }

@@ -1,9 +1,42 @@
-//! The server (exit): dials inter-servers, takes flows from tunnels, connects to destinations.
+//! The server (exit): dials inter-servers, takes flows from their tunnels, connects to destinations. All IO is asked for through
+//! the [`Core`]; what happens to bytes is the [`Relay`]'s.
+//!
+//! ```text
+//!   dialer: how many ─▶ connect ─▶ handshake (Pending) ─▶ tunnel ─▶ Open ─▶ policy ─▶ connect ─▶ flow
+//! ```
+//!
+//! What always holds between turns: every pending tunnel has its timer; the number of tunnels and pending ones per inter-server
+//! stays within `max_tunnels`; after [`Message::Stop`] nothing is dialled and nothing opened.
+
+pub mod dialer;
+pub mod policy;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rand::Rng;
+use tracing::{debug, info, warn};
+
+use self::dialer::Dialer;
+use self::policy::Policy;
+use crate::crypto::fixed_iv::MessageCipher;
+use crate::limits;
+use crate::link::Link;
+use crate::mutants::{self, Mutant};
+use crate::outbox::Outbox;
+use crate::protocol::v80::frame::Destination;
+use crate::protocol::v80::handshake::{Authenticated, ExitHandshake, Progress};
+use crate::protocol::v80::{Profile, Side};
+use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
+use crate::shard::buffers::Chunk;
+use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
+use crate::shard::inbox::{Message, NameError, ToControl};
+use crate::shard::io::Purpose;
+use crate::shard::slab::{GenSlab, Key};
+use crate::shard::state::State;
+use crate::shard::timers::TimerId;
+use crate::shard::{self, Plan, Role};
 
 /// What the operator wants of the server.
 #[derive(Clone, Debug)]
@@ -31,4 +64,440 @@ pub struct DialTarget {
     pub host: String,
     /// Port.
     pub port: u16,
+}
+
+/// Runs a server's shard on this thread until it is stopped.
+///
+/// # Errors
+/// The engine cannot be started, or has failed.
+pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Result<()> {
+    shard::run(plan, |_| Server::new(settings, cipher))
+}
+
+/// A flow's timer: the destination has to accept within it.
+const CONNECT: u8 = FIRST_ROLE_TIMER;
+/// The role's timers: look for spares that are idle too long; the pause of dialler n is `RETRY + n`, see [`Server::on_role_timer`].
+const SPARES: u8 = 0;
+const GRACE: u8 = 1;
+const RETRY: u8 = 2;
+/// How often spares are looked at. They leave up to this much later than [`limits::SPARE_IDLE`].
+const SPARES_EVERY: Duration = Duration::from_secs(5);
+/// Most inter-servers of one server: a dialler's number has to fit a timer's.
+pub const MAX_DIAL: usize = 128;
+
+/// A tunnel that is being made.
+#[derive(Debug)]
+struct Pending {
+    socket: Key,
+    peer: usize,
+    handshake: Option<ExitHandshake>,
+    outbox: Outbox,
+    timer: Option<TimerId>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Server {
+    cipher: MessageCipher,
+    policy: Policy,
+    settings: Settings,
+    relay: Relay<()>,
+    dialers: Vec<Dialer>,
+    pending: GenSlab<Pending>,
+    /// What `balance` saw last: tunnels, idle ones, pending ones.
+    balanced: Option<(usize, usize, usize)>,
+    stopping: bool,
+    stopped: bool,
+}
+
+impl Server {
+    /// A server that has not dialled yet.
+    #[must_use]
+    pub fn new(settings: Settings, cipher: MessageCipher) -> Self {
+        let patience = Patience { linger: settings.linger, idle: settings.idle };
+        Self {
+            cipher,
+            policy: Policy::new(settings.allow.clone()),
+            relay: Relay::new(Side::Exit, patience),
+            dialers: settings.dial.iter().take(MAX_DIAL).cloned().map(Dialer::new).collect(),
+            settings,
+            pending: GenSlab::default(),
+            balanced: None,
+            stopping: false,
+            stopped: false,
+        }
+    }
+
+    // ---- tunnels: dialling
+
+    /// Dials what is missing and, when stopping, closes what is not needed any more.
+    fn balance(&mut self, core: &mut Core) {
+        if self.stopping {
+            self.wind_down(core);
+            return;
+        }
+        let seen = (self.relay.tunnels.len(), self.relay.idle_tunnels().len(), self.pending.len());
+        if self.balanced == Some(seen) {
+            return;
+        }
+        for peer in 0..self.dialers.len() {
+            let (idle, all) = self.count(peer);
+            let wanted = self.dialers[peer].wanted(idle, all, self.settings.max_tunnels);
+            if wanted == 0 {
+                continue;
+            }
+            if self.dialers[peer].is_name() {
+                self.dialers[peer].is_resolving = true;
+                let name = self.dialers[peer].target.host.clone();
+                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: peer as u64, name });
+            } else {
+                self.dial(core, peer, wanted);
+            }
+        }
+        self.balanced = Some((self.relay.tunnels.len(), self.relay.idle_tunnels().len(), self.pending.len()));
+    }
+
+    fn count(&self, peer: usize) -> (usize, usize) {
+        let idle = self.relay.idle_tunnels().iter().filter_map(|&tunnel| self.relay.tunnels.get(tunnel));
+        let all = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == peer).count();
+        (idle.filter(|tunnel| tunnel.peer == peer).count(), all)
+    }
+
+    fn dial(&mut self, core: &mut Core, peer: usize, connections: usize) {
+        for _ in 0..connections {
+            let Some(address) = self.dialers[peer].next_address() else { return };
+            self.dialers[peer].in_progress += 1;
+            self.pending.insert_with(|key| {
+                let socket = core.connect(address, None, Purpose::Tunnel, Owner::Pending(key));
+                let timer = Some(core.set_timer(limits::TUNNEL_HANDSHAKE, Owner::Pending(key), 0));
+                Pending { socket, peer, handshake: None, outbox: Outbox::default(), timer }
+            });
+        }
+    }
+
+    fn on_resolved(&mut self, core: &mut Core, peer: usize, result: Result<Vec<IpAddr>, NameError>) {
+        self.balanced = None;
+        match result {
+            Ok(addresses) => {
+                self.dialers[peer].resolved(addresses);
+                let (idle, all) = self.count(peer);
+                let wanted = self.dialers[peer].wanted(idle, all, self.settings.max_tunnels);
+                if !self.stopping {
+                    self.dial(core, peer, wanted);
+                }
+            }
+            Err(error) => {
+                self.dialers[peer].is_resolving = false;
+                self.back_off(core, peer, &error);
+            }
+        }
+    }
+
+    fn back_off(&mut self, core: &mut Core, peer: usize, why: &dyn std::fmt::Display) {
+        let dialer = &mut self.dialers[peer];
+        if dialer.pause.is_some() {
+            return;
+        }
+        let pause = dialer.failed(core.rng());
+        let what = RETRY + u8::try_from(peer).unwrap_or(u8::MAX - RETRY);
+        dialer.pause = Some(core.set_timer(pause, Owner::Role, what));
+        let DialTarget { host, port } = &dialer.target;
+        warn!("inter-server {host}:{port}: {why}; next try in {} ms", pause.as_millis());
+    }
+
+    // ---- tunnels: handshake
+
+    fn on_pending(&mut self, core: &mut Core, key: Key, event: Event) {
+        match event {
+            Event::Connected { result: Ok(()), .. } => {
+                let mut challenge = [0; limits::CHALLENGE_BYTES];
+                core.rng().fill_bytes(&mut challenge);
+                let Some(pending) = self.pending.get_mut(key) else { return };
+                let mut out = Vec::new();
+                pending.handshake = Some(ExitHandshake::start(self.cipher.clone(), challenge, &mut out));
+                pending.outbox.push(Chunk::copy_of(&out));
+                pending.outbox.flush(core, pending.socket);
+                core.receive(pending.socket);
+            }
+            Event::Connected { result: Err(error), .. } => self.pending_failed(core, key, &error),
+            Event::Received { what: Incoming::Data(chunk), .. } => self.on_handshake_bytes(core, key, &chunk),
+            Event::Received { what: Incoming::End, .. } => {
+                self.pending_failed(
+                    core,
+                    key,
+                    &"closed during the handshake: another key or cipher there, or our address is not in its --allow-servers",
+                );
+            }
+            Event::Received { what: Incoming::Failed(error), .. } => self.pending_failed(core, key, &error),
+            Event::Sent { chunk, result, .. } => {
+                let Some(pending) = self.pending.get_mut(key) else { return };
+                match pending.outbox.on_sent(chunk, result) {
+                    Ok(_) => pending.outbox.flush(core, pending.socket),
+                    Err(error) => self.pending_failed(core, key, &error),
+                }
+            }
+            Event::Timer { .. } => self.pending_failed(core, key, &"no connection and handshake within 10 s"),
+            Event::Accepted { .. } | Event::Message(_) => {}
+        }
+    }
+
+    fn on_handshake_bytes(&mut self, core: &mut Core, key: Key, chunk: &Chunk) {
+        let Some(pending) = self.pending.get_mut(key) else { return };
+        let Some(handshake) = pending.handshake.take() else { return };
+        let mut input = chunk.as_slice();
+        let mut out = Vec::new();
+        let progress = handshake.handle(&mut input, &mut out);
+        pending.outbox.push(Chunk::copy_of(&out));
+        pending.outbox.flush(core, pending.socket);
+        match progress {
+            Ok(Progress::More(handshake)) => {
+                pending.handshake = Some(handshake);
+                core.receive(pending.socket);
+            }
+            Ok(Progress::Done(proof)) => self.on_authenticated(core, key, proof, input),
+            Err(error) => self.pending_failed(core, key, &error),
+        }
+    }
+
+    fn on_authenticated(&mut self, core: &mut Core, key: Key, proof: Authenticated, rest: &[u8]) {
+        let Some(mut pending) = self.pending.remove(key) else { return };
+        core.cancel_timer(&mut pending.timer);
+        self.dialers[pending.peer].in_progress -= 1;
+        let (_, before) = self.count(pending.peer);
+        if before == 0 {
+            let DialTarget { host, port } = &self.dialers[pending.peer].target;
+            info!("inter-server {host}:{port}: attached");
+        }
+        let link = Link::new(pending.socket, self.cipher.clone(), proof, Profile::Ours, pending.outbox);
+        let tunnel = self.relay.add_tunnel(core, link, pending.peer);
+        if !rest.is_empty() {
+            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
+        }
+    }
+
+    fn pending_failed(&mut self, core: &mut Core, key: Key, why: &dyn std::fmt::Display) {
+        let Some(mut pending) = self.pending.remove(key) else { return };
+        core.cancel_timer(&mut pending.timer);
+        core.close(pending.socket, Closing::Graceful);
+        self.dialers[pending.peer].in_progress -= 1;
+        if !self.stopping {
+            self.back_off(core, pending.peer, why);
+        }
+    }
+
+    // ---- tunnels: in use
+
+    fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
+        match event {
+            Event::Received { what: Incoming::Data(chunk), .. } => self.on_tunnel_data(core, tunnel, chunk),
+            Event::Received { what: Incoming::End, .. } => self.end_tunnel(core, tunnel, &"closed by the inter-server"),
+            Event::Received { what: Incoming::Failed(error), .. } => self.end_tunnel(core, tunnel, &error),
+            Event::Sent { chunk, result, .. } => {
+                if let Err(error) = self.relay.on_tunnel_sent(core, tunnel, chunk, result) {
+                    self.end_tunnel(core, tunnel, &error);
+                }
+            }
+            Event::Timer { what, .. } => {
+                if self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, &"only dropped requests were left on it");
+                }
+            }
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
+        }
+    }
+
+    fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
+        self.relay.on_tunnel_data(tunnel, chunk);
+        loop {
+            match self.relay.next_notice(core, tunnel) {
+                Ok(None) => return,
+                Ok(Some(Notice::Open(destination))) => self.open(core, tunnel, destination),
+                Ok(Some(Notice::EndedWhileHeld(flow))) => self.relay.on_peer_end(core, flow),
+                Err(fault) => return self.end_tunnel(core, tunnel, &fault),
+            }
+        }
+    }
+
+    fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, why: &dyn std::fmt::Display) {
+        let lost = self.relay.end_tunnel(core, tunnel, Closing::Graceful);
+        self.after_loss(core, lost, why);
+    }
+
+    fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
+        let Some(lost) = lost else { return };
+        self.balanced = None;
+        debug!("tunnel ended: {why}");
+        let (_, left) = self.count(lost.peer);
+        if lost.was_up >= limits::BACKOFF_RESET {
+            self.dialers[lost.peer].recovered();
+        }
+        if left > 0 || self.stopping {
+            return;
+        }
+        let DialTarget { host, port } = self.dialers[lost.peer].target.clone();
+        if lost.was_up < limits::BACKOFF_RESET {
+            self.back_off(core, lost.peer, why);
+        } else {
+            warn!("inter-server {host}:{port}: the last tunnel has ended: {why}");
+        }
+    }
+
+    // ---- flows
+
+    fn open(&mut self, core: &mut Core, tunnel: Key, destination: Destination) {
+        let to = destination.to_socket_addr();
+        let verdict = self.policy.check(to);
+        let Some(here) = self.relay.tunnels.get_mut(tunnel) else { return };
+        if self.stopping || verdict.is_err() {
+            here.link.refuse(destination, core.now());
+            self.relay.touch(core, tunnel);
+            if let Err(denied) = verdict {
+                warn!("destination {to} refused: {denied}");
+            }
+            return;
+        }
+        // A mapped address is another key on the wire, and the same destination for the kernel.
+        let dialled = std::net::SocketAddr::new(to.ip().to_canonical(), to.port());
+        let socket = core.connect(dialled, self.settings.source, Purpose::Flow, Owner::Role);
+        let flow = self.relay.add_flow(core, tunnel, destination, socket, false, ());
+        if let Some(here) = self.relay.tunnels.get_mut(tunnel) {
+            here.link.attach(destination, flow);
+        }
+        self.relay.set_flow_timer(core, flow, self.settings.connect_timeout, CONNECT);
+        self.relay.touch(core, tunnel);
+    }
+
+    fn on_flow(&mut self, core: &mut Core, flow: Key, event: Event) {
+        let lost = match event {
+            Event::Connected { result: Ok(()), .. } => {
+                self.relay.start(core, flow);
+                None
+            }
+            Event::Connected { result: Err(error), .. } => {
+                debug!(flow = ?flow, %error, "destination not reached");
+                self.relay.give_up(core, flow, false)
+            }
+            Event::Received { what, .. } => self.relay.on_flow_received(core, flow, what),
+            Event::Sent { chunk, result, .. } => self.relay.on_flow_sent(core, flow, chunk, result),
+            Event::Timer { what: CONNECT, .. } => {
+                debug!(flow = ?flow, "destination not reached in time");
+                self.relay.give_up(core, flow, false)
+            }
+            Event::Timer { .. } => self.relay.on_flow_timer(core, flow),
+            Event::Accepted { .. } | Event::Message(_) => None,
+        };
+        self.after_loss(core, lost, &"a destination reset the only flow on it");
+    }
+
+    // ---- time and orders
+
+    fn on_role_timer(&mut self, core: &mut Core, what: u8) {
+        match what {
+            SPARES => {
+                self.drop_idle_spares(core);
+                core.set_timer(SPARES_EVERY, Owner::Role, SPARES);
+            }
+            GRACE => {
+                warn!("{} flows did not finish in time", self.relay.flows.len());
+                self.stopped = true;
+            }
+            retry => {
+                if let Some(dialer) = self.dialers.get_mut(usize::from(retry - RETRY)) {
+                    dialer.pause = None;
+                    self.balanced = None;
+                }
+            }
+        }
+    }
+
+    /// Closes spares that have been idle long enough; those used last stay, as the inter-server takes those first.
+    fn drop_idle_spares(&mut self, core: &mut Core) {
+        for peer in 0..self.dialers.len() {
+            let (idle, all) = self.count(peer);
+            let surplus = idle.saturating_sub(dialer::spares(all - idle));
+            let now = core.now();
+            let of_peer = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == peer);
+            let mut old: Vec<_> = of_peer
+                .filter(|(_, tunnel)| tunnel.link.is_idle() || mutants::on(Mutant::TunnelFreedWithFlow))
+                .filter(|(_, tunnel)| now.since(tunnel.idle_since) >= limits::SPARE_IDLE && tunnel.link.is_flushed())
+                .map(|(key, tunnel)| (tunnel.idle_since, key))
+                .collect();
+            old.sort_unstable();
+            let surplus = if mutants::on(Mutant::TunnelFreedWithFlow) { old.len() } else { surplus };
+            for (_, tunnel) in old.into_iter().take(surplus) {
+                self.relay.end_tunnel(core, tunnel, Closing::Graceful);
+            }
+        }
+    }
+
+    fn on_message(&mut self, core: &mut Core, message: Message) {
+        match message {
+            Message::Resolved { ticket, result } => {
+                if let Ok(peer) = usize::try_from(ticket)
+                    && peer < self.dialers.len()
+                {
+                    self.on_resolved(core, peer, result);
+                }
+            }
+            Message::Stop if !self.stopping => {
+                self.stopping = true;
+                info!("stopping: {} flows have {} s to finish", self.relay.flows.len(), limits::GRACE.as_secs());
+                core.set_timer(limits::GRACE, Owner::Role, GRACE);
+            }
+            Message::StopNow => self.stopped = true,
+            Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } => {}
+        }
+    }
+
+    fn wind_down(&mut self, core: &mut Core) {
+        for key in self.pending.keys() {
+            self.pending_failed(core, key, &"stopping");
+        }
+        let unused = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_idle() && tunnel.link.is_flushed());
+        for tunnel in unused.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.relay.end_tunnel(core, tunnel, Closing::Graceful);
+        }
+        if self.relay.flows.is_empty() && self.relay.tunnels.iter().all(|(_, tunnel)| tunnel.link.flows() == 0 && tunnel.link.is_flushed())
+        {
+            self.stopped = true;
+        }
+    }
+}
+
+impl Role for Server {
+    fn start(&mut self, core: &mut Core) {
+        core.set_timer(SPARES_EVERY, Owner::Role, SPARES);
+    }
+
+    fn on_event(&mut self, core: &mut Core, event: Event) {
+        let owner = match &event {
+            Event::Connected { owner, .. } | Event::Received { owner, .. } | Event::Sent { owner, .. } | Event::Timer { owner, .. } => {
+                *owner
+            }
+            Event::Accepted { .. } | Event::Message(_) => Owner::Role,
+        };
+        match (owner, event) {
+            (Owner::Pending(key), event) => self.on_pending(core, key, event),
+            (Owner::Tunnel(tunnel), event) => self.on_tunnel(core, tunnel, event),
+            (Owner::Flow(flow), event) => self.on_flow(core, flow, event),
+            (_, Event::Timer { what, .. }) => self.on_role_timer(core, what),
+            (_, Event::Message(message)) => self.on_message(core, message),
+            (Owner::Role | Owner::Listener(_) | Owner::Accepting(_) | Owner::Waiting(_), _) => {}
+        }
+    }
+
+    fn flush(&mut self, core: &mut Core) {
+        self.balance(core);
+        self.relay.flush(core);
+        core.publish_tunnels(self.relay.tunnels.len(), self.relay.idle_tunnels().len());
+    }
+
+    fn state(&self, state: &mut State) {
+        self.relay.state(state);
+        state.tunnels_pending = self.pending.len() as u64;
+    }
+
+    fn is_finished(&self) -> bool {
+        self.stopped
+    }
 }

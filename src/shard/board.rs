@@ -27,6 +27,11 @@ impl Board {
         gauge.idle.store(idle, Ordering::Relaxed);
     }
 
+    /// A tunnel is on its way to shard `index`: it counts until the shard publishes again.
+    pub fn expect_tunnel(&self, index: usize) {
+        self.0[index].tunnels.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The shard with the fewest tunnels, `mine` if none has fewer.
     #[must_use]
     pub fn fewest_tunnels(&self, mine: usize) -> usize {

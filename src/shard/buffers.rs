@@ -309,6 +309,14 @@ impl Chunk {
         }
     }
 
+    /// The fault of [`crate::mutants::Mutant::SlotFreedAtSubmit`]: the slot can be taken again while this handle is in use.
+    #[cfg(feature = "mutants")]
+    pub(super) fn give_back_early(&self) {
+        if let Bytes::Slot(slot) = &self.bytes {
+            slot.mapping.free.borrow_mut().push(slot.index);
+        }
+    }
+
     /// Appends to a heap chunk that stays within `limit` bytes; says whether it did.
     #[must_use]
     pub fn try_append(&mut self, bytes: &[u8], limit: usize) -> bool {
@@ -322,6 +330,12 @@ impl Chunk {
             }
             Bytes::Heap(_) | Bytes::Slot(_) => false,
         }
+    }
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self { bytes: Bytes::Heap(Vec::new()), start: 0, end: 0 }
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::state::State;
-use crate::protocol::socks5::Target;
+use crate::protocol::v80::handshake::Authenticated;
 
 /// To a shard.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub enum Message {
         descriptor: OwnedFd,
         /// The server's address.
         peer: SocketAddr,
+        /// That it is one.
+        proof: Authenticated,
     },
     /// A client whose shard has no free tunnel, after its request was read.
     Client {
@@ -29,8 +31,8 @@ pub enum Message {
         descriptor: OwnedFd,
         /// The client's address, for the log (`None`: unix socket).
         peer: Option<SocketAddr>,
-        /// What it asked for.
-        target: Target,
+        /// Addresses to try, in order; at least one.
+        targets: Vec<SocketAddr>,
         /// What it sent behind its request.
         early: Vec<u8>,
     },

@@ -1,0 +1,277 @@
+//! Names: the hosts file and DNS, asked on behalf of the shards. A look-up that several wait for is made once, and a slow one holds
+//! up nobody but those who wait for it.
+//!
+//! What always holds between calls: at most [`OUTSTANDING_MAX`] look-ups are under way, each ends within [`LOOK_UP`], and everybody
+//! who waits for one is in `waiting` under its name.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use crate::shard::inbox::{Message, NameError, Postbox};
+
+/// Look-ups under way at once; each holds a socket or two.
+pub const OUTSTANDING_MAX: usize = 256;
+/// A look-up that takes longer has failed.
+const LOOK_UP: Duration = Duration::from_secs(10);
+/// With addresses of one family at hand, the other family's answer is waited for this long: some resolvers swallow AAAA
+/// questions, and that must not cost ten seconds.
+const OTHER_FAMILY: Duration = Duration::from_millis(250);
+/// How often at most the system's files are looked at for changes.
+const LOOK_AT_FILES: Duration = Duration::from_secs(1);
+/// Answers kept: a browser's day, and at a few KiB each no more than a shard's buffers.
+const CACHED: u64 = 2048;
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+
+/// Addresses in the order in which to try them, or why there are none.
+type Answer = Result<Vec<IpAddr>, NameError>;
+
+/// Who waits for an answer.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) postbox: Postbox,
+    pub(super) ticket: u64,
+}
+
+impl Waiter {
+    fn tell(self, answer: &Answer) {
+        self.postbox.post(Message::Resolved { ticket: self.ticket, result: answer.clone() });
+    }
+}
+
+/// A look-up that has ended.
+#[derive(Debug)]
+pub(super) struct Found {
+    name: String,
+    answer: Answer,
+}
+
+/// All names of this process.
+pub(super) struct Names {
+    /// A name server to ask instead of the system's.
+    server: Option<SocketAddr>,
+    /// `None` until it is first needed: nothing is said about the system's files before that.
+    source: Option<Arc<Source>>,
+    files: Files,
+    looked_at: Instant,
+    time_limit: Duration,
+    waiting: HashMap<String, Vec<Waiter>>,
+}
+
+impl Names {
+    pub(super) fn new(server: Option<SocketAddr>) -> Self {
+        Self { server, source: None, files: Files::default(), looked_at: Instant::now(), time_limit: LOOK_UP, waiting: HashMap::new() }
+    }
+
+    /// Reads the system's files, or reads them again if they have changed: a laptop changes networks, and its name servers with them.
+    pub(super) fn prepare(&mut self) -> Arc<Source> {
+        if let Some(source) = &self.source
+            && self.looked_at.elapsed() < LOOK_AT_FILES
+        {
+            return Arc::clone(source);
+        }
+        self.looked_at = Instant::now();
+        let files = Files::look();
+        if self.source.is_some() && files != self.files {
+            tracing::info!("{RESOLV_CONF} or {HOSTS} has changed, read again");
+            self.source = None;
+        }
+        self.files = files;
+        Arc::clone(self.source.get_or_insert_with(|| Arc::new(Source::read(self.server))))
+    }
+
+    /// Looks a name up for somebody; the end is sent to `events`, for [`Self::on_found`].
+    pub(super) fn look_up<E: From<Found> + Send + 'static>(&mut self, name: &str, waiter: Waiter, events: &UnboundedSender<E>) {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            return waiter.tell(&Ok(vec![address]));
+        }
+        let name = name.to_lowercase();
+        if let Some(waiting) = self.waiting.get_mut(&name) {
+            return waiting.push(waiter);
+        }
+        if self.waiting.len() >= OUTSTANDING_MAX {
+            return waiter.tell(&Err(NameError::Busy));
+        }
+        self.waiting.insert(name.clone(), vec![waiter]);
+        let (source, events, time_limit) = (self.prepare(), events.clone(), self.time_limit);
+        tokio::spawn(async move {
+            let answer = tokio::time::timeout(time_limit, source.addresses(&name)).await.unwrap_or(Err(NameError::Failed));
+            tracing::debug!(name, ?answer, "name looked up");
+            // The process is ending if nobody takes the answer.
+            let _ = events.send(Found { name, answer }.into());
+        });
+    }
+
+    /// Tells everybody who waits for it.
+    pub(super) fn on_found(&mut self, found: &Found) {
+        for waiter in self.waiting.remove(&found.name).unwrap_or_default() {
+            waiter.tell(&found.answer);
+        }
+    }
+}
+
+impl std::fmt::Debug for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Names").field("waiting", &self.waiting.len()).finish_non_exhaustive()
+    }
+}
+
+/// What tells one version of the two files from another.
+#[derive(Default, PartialEq, Eq)]
+struct Files([Option<(u64, i64, i64, u64)>; 2]);
+
+impl Files {
+    fn look() -> Self {
+        Self([RESOLV_CONF, HOSTS].map(|path| {
+            let found = fs::metadata(path).ok()?;
+            Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
+        }))
+    }
+}
+
+/// Where addresses come from.
+pub(super) struct Source {
+    hosts: Hosts,
+    /// `None`: no usable configuration; the hosts file and plain addresses still work.
+    resolver: Option<TokioResolver>,
+}
+
+impl Source {
+    fn read(server: Option<SocketAddr>) -> Self {
+        let hosts = Hosts::from_system().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read {HOSTS}: going on without");
+            Hosts::default()
+        });
+        let resolver = match server {
+            Some(server) => Self::resolver_at(server),
+            None => Self::resolver_of_the_system(),
+        };
+        let resolver = resolver.inspect_err(|error| tracing::warn!(%error, "no name server: names fail, addresses work")).ok();
+        Self { hosts, resolver }
+    }
+
+    fn resolver_at(server: SocketAddr) -> Result<TokioResolver, NetError> {
+        let mut config = NameServerConfig::udp_and_tcp(server.ip());
+        for connection in &mut config.connections {
+            connection.port = server.port();
+        }
+        let mut builder =
+            TokioResolver::builder_with_config(ResolverConfig::from_name_servers(vec![config]), TokioRuntimeProvider::default());
+        Self::adjust(builder.options_mut());
+        builder.build()
+    }
+
+    fn resolver_of_the_system() -> Result<TokioResolver, NetError> {
+        let mut builder = TokioResolver::builder_tokio()?;
+        Self::adjust(builder.options_mut());
+        builder.build()
+    }
+
+    fn adjust(options: &mut ResolverOpts) {
+        // The hosts file is looked at before, for both families at once.
+        options.use_hosts_file = ResolveHosts::Never;
+        // Every look-up may have to fall back to TCP at once.
+        options.max_active_requests = 2 * OUTSTANDING_MAX;
+        options.cache_size = CACHED;
+    }
+
+    async fn addresses(&self, text: &str) -> Answer {
+        let name = parse(text).ok_or(NameError::NotFound)?;
+        if let Some(found) = self.in_hosts(&name) {
+            return Ok(found);
+        }
+        if name.is_localhost() {
+            return Ok(vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()]);
+        }
+        let resolver = self.resolver.as_ref().ok_or(NameError::Failed)?;
+        let mut v6 = std::pin::pin!(family(resolver, &name, RecordType::AAAA));
+        let mut v4 = std::pin::pin!(family(resolver, &name, RecordType::A));
+        // The first answer that has addresses starts a short wait for the other.
+        let (v6, v4) = tokio::select! {
+            v6 = &mut v6 => { let v4 = other(v6.is_ok(), v4).await; (v6, v4) }
+            v4 = &mut v4 => { let v6 = other(v4.is_ok(), v6).await; (v6, v4) }
+        };
+        match (v6, v4) {
+            (Ok(v6), Ok(v4)) => Ok(interleave(v6, v4)),
+            (Ok(found), Err(_)) | (Err(_), Ok(found)) => Ok(found),
+            (Err(NameError::NotFound), Err(NameError::NotFound)) => Err(NameError::NotFound),
+            _ => Err(NameError::Failed),
+        }
+    }
+
+    fn in_hosts(&self, name: &Name) -> Option<Vec<IpAddr>> {
+        let family = |family| {
+            let found = self.hosts.lookup_static_host(&Query::query(name.clone(), family))?;
+            Some(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>())
+        };
+        let found = interleave(family(RecordType::AAAA).unwrap_or_default(), family(RecordType::A).unwrap_or_default());
+        (!found.is_empty()).then_some(found)
+    }
+}
+
+/// A name that can be asked for. Underscores are let through: they are used, though no standard has them in host names.
+fn parse(text: &str) -> Option<Name> {
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| (1..=63).contains(&label.len()) && !label.contains(|c: char| c.is_whitespace() || c.is_control());
+    if !bare.split('.').all(label) {
+        return None;
+    }
+    Name::from_utf8(text).or_else(|_| Name::from_str_relaxed(text)).ok()
+}
+
+/// One family's addresses, at least one.
+async fn family(resolver: &TokioResolver, name: &Name, family: RecordType) -> Answer {
+    match resolver.lookup(name.clone(), family).await {
+        Ok(found) => {
+            let addresses: Vec<IpAddr> = found.answers().iter().filter_map(|record| record.data.ip_addr()).collect();
+            if addresses.is_empty() { Err(NameError::NotFound) } else { Ok(addresses) }
+        }
+        // Also "the name exists, but has no such address".
+        Err(error) if error.is_nx_domain() || says_none(&error) => Err(NameError::NotFound),
+        Err(_) => Err(NameError::Failed),
+    }
+}
+
+/// Whether the answer was "no such record", rather than a failure that hickory also reports as an answer without records.
+fn says_none(error: &NetError) -> bool {
+    use hickory_resolver::net::DnsError;
+    use hickory_resolver::proto::op::ResponseCode;
+    matches!(error, NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code == ResponseCode::NoError)
+}
+
+async fn other(have_one: bool, answer: impl Future<Output = Answer>) -> Answer {
+    if have_one { tokio::time::timeout(OTHER_FAMILY, answer).await.unwrap_or(Err(NameError::Failed)) } else { answer.await }
+}
+
+/// IPv6 and IPv4 by turns, each in the order it came in (RFC 8305), none twice.
+fn interleave(v6: Vec<IpAddr>, v4: Vec<IpAddr>) -> Vec<IpAddr> {
+    let mut all = Vec::with_capacity(v6.len() + v4.len());
+    let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
+    loop {
+        let pair = [v6.next(), v4.next()];
+        if pair == [None, None] {
+            return all;
+        }
+        for address in pair.into_iter().flatten() {
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

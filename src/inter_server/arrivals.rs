@@ -1,0 +1,342 @@
+//! Connections that have not proven or asked anything yet: a server in its handshake, a client in SOCKS5, or, on a shared port,
+//! one that has not said which. They hold no slot while they are silent, and their number is bounded.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand::Rng;
+use tracing::{debug, warn};
+
+use super::placing::Waiting;
+use super::{InterServer, ListenerKind};
+use crate::limits;
+use crate::outbox::Outbox;
+use crate::protocol::socks5::{self, Negotiation, Reply, Target};
+use crate::protocol::v80::handshake::{self, EntryHandshake, Progress};
+use crate::shard::buffers::Chunk;
+use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
+use crate::shard::inbox::{NameError, ToControl};
+use crate::shard::slab::Key;
+use crate::shard::timers::TimerId;
+
+/// How long a refused client has to read its answer before the connection is closed under it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A connection on its way to become a tunnel or a flow.
+#[derive(Debug)]
+pub(super) struct Arriving {
+    socket: Key,
+    peer: Option<SocketAddr>,
+    stage: Stage,
+    outbox: Outbox,
+    timer: Option<TimerId>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// On a shared port, before its first byte.
+    Undecided { authenticate: bool, clients: bool },
+    /// A server; `None` while its bytes are worked on.
+    Server(Option<Box<EntryHandshake>>),
+    /// A client.
+    Client(Negotiation),
+    /// A client whose name is being looked up, with what it sent behind the request.
+    Resolving { port: u16, early: Vec<u8> },
+    /// Refused: the answer is on its way, what still comes is dropped.
+    Leaving,
+}
+
+impl InterServer {
+    pub(super) fn on_accepted(&mut self, core: &mut Core, listener: u32, socket: Key, peer: Option<SocketAddr>) {
+        let Some(&(kind, _)) = self.listeners.get(listener as usize) else {
+            core.close(socket, Closing::Reset);
+            return;
+        };
+        let stage = match kind {
+            ListenerKind::Tunnel if !self.may_log_in(peer) => {
+                core.close(socket, Closing::Graceful);
+                return;
+            }
+            ListenerKind::Tunnel => Stage::Server(Some(self.begin_handshake(core))),
+            ListenerKind::Socks { authenticate } => Stage::Client(self.begin_socks(authenticate)),
+            ListenerKind::Shared { authenticate, clients } => Stage::Undecided { authenticate, clients },
+        };
+        // On a shared port a silent connection counts with the clients: they are the ones it could crowd out.
+        let is_server = matches!(stage, Stage::Server(_));
+        let (queue, count) = if is_server {
+            (&mut self.unproven_servers, &mut self.servers_arriving)
+        } else {
+            (&mut self.unproven_clients, &mut self.clients_arriving)
+        };
+        *count += 1;
+        let limit = if is_server { limits::TUNNEL_HANDSHAKE } else { limits::SOCKS_HANDSHAKE };
+        let key = self.arriving.insert_with(|key| {
+            let timer = Some(core.set_timer(limit, Owner::Pending(key), 0));
+            Arriving { socket, peer, stage, outbox: Outbox::default(), timer }
+        });
+        queue.push_back(key);
+        core.set_owner(socket, Owner::Pending(key));
+        core.receive(socket);
+        self.make_room(core, is_server);
+    }
+
+    /// Above the bound the oldest goes, so that no number of silent connections keeps a genuine one out.
+    fn make_room(&mut self, core: &mut Core, servers: bool) {
+        loop {
+            let (queue, count) = if servers {
+                (&mut self.unproven_servers, self.servers_arriving)
+            } else {
+                (&mut self.unproven_clients, self.clients_arriving)
+            };
+            // Keys of those that have gone on stay in the queue until they are in front.
+            while queue.front().is_some_and(|&key| !self.arriving.get(key).is_some_and(|arriving| arriving.stage.is_unproven())) {
+                queue.pop_front();
+            }
+            if count <= limits::UNAUTHENTICATED_MAX {
+                return;
+            }
+            let Some(oldest) = queue.pop_front() else { return };
+            debug!("closed the oldest of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
+            self.drop_arrival(core, oldest, Closing::Reset);
+        }
+    }
+
+    fn may_log_in(&self, peer: Option<SocketAddr>) -> bool {
+        let Some(peer) = peer else { return true };
+        let address = peer.ip().to_canonical();
+        let allowed = self.settings.allow_servers.iter().any(|net| net.contains(&address));
+        if !allowed {
+            warn!("server at {peer} refused: {address} is not in --allow-servers");
+        }
+        allowed
+    }
+
+    fn begin_handshake(&self, core: &mut Core) -> Box<EntryHandshake> {
+        let mut tail = [0; limits::AUTH_TAIL_BYTES];
+        core.rng().fill_bytes(&mut tail);
+        Box::new(EntryHandshake::start(self.cipher.clone(), tail))
+    }
+
+    fn begin_socks(&self, authenticate: bool) -> Negotiation {
+        Negotiation::new(if authenticate { self.settings.credentials.clone() } else { None })
+    }
+
+    // ---- events
+
+    pub(super) fn on_arriving(&mut self, core: &mut Core, key: Key, event: Event) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        match event {
+            Event::Received { what: Incoming::Data(chunk), .. } => self.on_arriving_bytes(core, key, &chunk),
+            Event::Received { what: Incoming::End, .. } => self.drop_arrival(core, key, Closing::Graceful),
+            Event::Received { what: Incoming::Failed(_), .. } => self.drop_arrival(core, key, Closing::Reset),
+            Event::Sent { chunk, result, .. } => match arriving.outbox.on_sent(chunk, result) {
+                Ok(_) => arriving.outbox.flush(core, arriving.socket),
+                Err(_) => self.drop_arrival(core, key, Closing::Reset),
+            },
+            Event::Timer { .. } => self.on_arriving_timer(core, key),
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
+        }
+    }
+
+    fn on_arriving_timer(&mut self, core: &mut Core, key: Key) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        arriving.timer = None;
+        match &arriving.stage {
+            Stage::Server(handshake) => {
+                let awaited = handshake.as_ref().map_or("nothing", |handshake| handshake.awaits());
+                warn!("server at {}: {awaited} did not come within 10 s", Peer(arriving.peer));
+                self.drop_arrival(core, key, Closing::Graceful);
+            }
+            Stage::Resolving { .. } => self.refuse(core, key, Reply::HostUnreachable),
+            Stage::Undecided { .. } | Stage::Client(_) => self.drop_arrival(core, key, Closing::Graceful),
+            Stage::Leaving => self.drop_arrival(core, key, Closing::Reset),
+        }
+    }
+
+    fn on_arriving_bytes(&mut self, core: &mut Core, key: Key, chunk: &Chunk) {
+        let bytes = chunk.as_slice();
+        self.decide(core, key, bytes[0]);
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        match &mut arriving.stage {
+            Stage::Server(_) => self.on_server_bytes(core, key, bytes),
+            Stage::Client(_) => self.on_client_bytes(core, key, bytes),
+            Stage::Leaving => core.receive(arriving.socket),
+            // Nothing is received meanwhile.
+            Stage::Undecided { .. } | Stage::Resolving { .. } => {}
+        }
+    }
+
+    /// On a shared port the first byte tells a server from a client.
+    fn decide(&mut self, core: &mut Core, key: Key, first: u8) {
+        let Some(arriving) = self.arriving.get(key) else { return };
+        let Stage::Undecided { authenticate, clients } = arriving.stage else { return };
+        let peer = arriving.peer;
+        let stage = if first == handshake::VERSION {
+            if !self.may_log_in(peer) {
+                return self.drop_arrival(core, key, Closing::Graceful);
+            }
+            self.clients_arriving -= 1;
+            self.servers_arriving += 1;
+            self.unproven_servers.push_back(key);
+            Stage::Server(Some(self.begin_handshake(core)))
+        } else if first == socks5::VERSION && !clients {
+            warn!("client at {} closed: a shared port beyond private addresses takes clients only with a password", Peer(peer));
+            return self.drop_arrival(core, key, Closing::Graceful);
+        } else {
+            Stage::Client(self.begin_socks(authenticate))
+        };
+        if let Some(arriving) = self.arriving.get_mut(key) {
+            arriving.stage = stage;
+        }
+    }
+
+    // ---- servers
+
+    fn on_server_bytes(&mut self, core: &mut Core, key: Key, bytes: &[u8]) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        let Stage::Server(handshake) = &mut arriving.stage else { return };
+        let Some(handshake) = handshake.take() else { return };
+        let mut input = bytes;
+        let mut out = Vec::new();
+        let progress = handshake.handle(&mut input, &mut out);
+        arriving.outbox.push(Chunk::copy_of(&out));
+        arriving.outbox.flush(core, arriving.socket);
+        match progress {
+            Ok(Progress::More(handshake)) => {
+                arriving.stage = Stage::Server(Some(Box::new(handshake)));
+                core.receive(arriving.socket);
+            }
+            Ok(Progress::Done(proof)) => {
+                let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
+                // Tunnels come over TCP, so there is an address; a made-up one would only be logged.
+                let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+                self.place_tunnel(core, socket, peer, proof, outbox, input);
+            }
+            Err(error) => {
+                warn!("server at {}: {error}", Peer(arriving.peer));
+                self.drop_arrival(core, key, Closing::Graceful);
+            }
+        }
+    }
+
+    // ---- clients
+
+    fn on_client_bytes(&mut self, core: &mut Core, key: Key, bytes: &[u8]) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        let Stage::Client(negotiation) = &mut arriving.stage else { return };
+        let mut input = bytes;
+        let mut out = Vec::new();
+        let outcome = negotiation.handle(&mut input, &mut out);
+        arriving.outbox.push(Chunk::copy_of(&out));
+        match outcome {
+            Ok(None) => {
+                arriving.outbox.flush(core, arriving.socket);
+                core.receive(arriving.socket);
+            }
+            Ok(Some(request)) => self.on_request(core, key, request.target, input.to_vec()),
+            Err(refused) => {
+                warn!("client at {}: {refused}", Peer(arriving.peer));
+                self.leave(core, key);
+            }
+        }
+    }
+
+    fn on_request(&mut self, core: &mut Core, key: Key, target: Target, early: Vec<u8>) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        match target {
+            Target::Address(address) => {
+                let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
+                self.place(core, Waiting::new(socket, peer, vec![address], early).with_outbox(outbox));
+            }
+            Target::Name(name, port) => {
+                arriving.outbox.flush(core, arriving.socket);
+                arriving.stage = Stage::Resolving { port, early };
+                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name });
+            }
+        }
+    }
+
+    pub(super) fn on_resolved(&mut self, core: &mut Core, key: Key, result: Result<Vec<IpAddr>, NameError>) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        let Stage::Resolving { port, early } = &mut arriving.stage else { return };
+        let (port, early) = (*port, std::mem::take(early));
+        match result {
+            Ok(addresses) => {
+                let targets = addresses.into_iter().map(|address| SocketAddr::new(address.to_canonical(), port)).collect();
+                let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
+                self.place(core, Waiting::new(socket, peer, targets, early).with_outbox(outbox));
+            }
+            Err(NameError::NotFound) => self.refuse(core, key, Reply::HostUnreachable),
+            Err(error @ (NameError::Failed | NameError::Busy)) => {
+                debug!("client at {}: {error}", Peer(arriving.peer));
+                self.refuse(core, key, Reply::GeneralFailure);
+            }
+        }
+    }
+
+    /// Answers a request with a failure, and closes once the client can have read it.
+    fn refuse(&mut self, core: &mut Core, key: Key, code: Reply) {
+        if let Some(arriving) = self.arriving.get_mut(key) {
+            arriving.outbox.push(Chunk::copy_of(&socks5::reply(code, None)));
+        }
+        self.leave(core, key);
+    }
+
+    /// The same for a client that got as far as waiting for a tunnel.
+    pub(super) fn refuse_waiting(&mut self, core: &mut Core, waiting: Waiting, code: Reply) {
+        let Waiting { socket, peer, outbox, .. } = waiting;
+        self.clients_arriving += 1;
+        let key = self.arriving.insert(Arriving { socket, peer, stage: Stage::Leaving, outbox, timer: None });
+        core.set_owner(socket, Owner::Pending(key));
+        self.refuse(core, key, code);
+    }
+
+    /// Sends what is queued, then FIN, and drops what comes until the client has closed: closing at once could destroy the answer.
+    fn leave(&mut self, core: &mut Core, key: Key) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        arriving.stage = Stage::Leaving;
+        core.cancel_timer(&mut arriving.timer);
+        arriving.timer = Some(core.set_timer(FAREWELL, Owner::Pending(key), 0));
+        arriving.outbox.finish();
+        arriving.outbox.flush(core, arriving.socket);
+        core.receive(arriving.socket);
+    }
+
+    // ---- the end of an arrival
+
+    /// Takes it out: it has become something else.
+    fn take_arrival(&mut self, core: &mut Core, key: Key) -> Option<Arriving> {
+        let mut arriving = self.arriving.remove(key)?;
+        core.cancel_timer(&mut arriving.timer);
+        match arriving.stage {
+            Stage::Server(_) => self.servers_arriving -= 1,
+            Stage::Undecided { .. } | Stage::Client(_) | Stage::Resolving { .. } | Stage::Leaving => self.clients_arriving -= 1,
+        }
+        Some(arriving)
+    }
+
+    pub(super) fn drop_arrival(&mut self, core: &mut Core, key: Key, how: Closing) {
+        if let Some(arriving) = self.take_arrival(core, key) {
+            core.close(arriving.socket, how);
+        }
+    }
+}
+
+impl Stage {
+    /// Whether it could still be anybody.
+    const fn is_unproven(&self) -> bool {
+        matches!(self, Self::Undecided { .. } | Self::Server(_) | Self::Client(_))
+    }
+}
+
+/// A client's or server's address, for the log.
+pub(super) struct Peer(pub(super) Option<SocketAddr>);
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => write!(f, "{address}"),
+            None => f.write_str("a unix socket"),
+        }
+    }
+}

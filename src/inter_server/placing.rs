@@ -1,0 +1,256 @@
+//! Which tunnel a client gets. On 0x80 an (ip, port) carries one flow at a time per tunnel, so a flow wants a tunnel on which its
+//! (ip, port) is free, and one of its own if there is one: a flow that does not read holds up all others on its tunnel.
+//!
+//! ```text
+//!   idle here ─▶ idle on another shard ─▶ wait a little, the server is dialling ─▶ share ─▶ wait ─▶ clear failure
+//! ```
+
+use std::net::SocketAddr;
+
+use tracing::{debug, info};
+
+use super::arrivals::Peer;
+use super::{Client, HOLD, InterServer};
+use crate::limits;
+use crate::mutants::{self, Mutant};
+use crate::outbox::Outbox;
+use crate::protocol::socks5::{self, Reply};
+use crate::protocol::v80::frame::Destination;
+use crate::shard::buffers::Chunk;
+use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
+use crate::shard::inbox::Message;
+use crate::shard::slab::Key;
+use crate::shard::timers::TimerId;
+
+/// A client that has asked and has no tunnel yet.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) socket: Key,
+    pub(super) peer: Option<SocketAddr>,
+    /// Addresses to try, the next one first; at least one.
+    targets: Vec<SocketAddr>,
+    early: Vec<u8>,
+    /// What the handshake has still to send.
+    pub(super) outbox: Outbox,
+    /// The success reply is out: from here on a failure is a reset.
+    replied: bool,
+    retried: bool,
+    handed_over: bool,
+    may_share: bool,
+    timer: Option<TimerId>,
+}
+
+/// Timers of a waiting client.
+const SHARE: u8 = 0;
+const GIVE_UP: u8 = 1;
+
+impl Waiting {
+    pub(super) fn new(socket: Key, peer: Option<SocketAddr>, targets: Vec<SocketAddr>, early: Vec<u8>) -> Self {
+        let outbox = Outbox::default();
+        Self { socket, peer, targets, early, outbox, replied: false, retried: false, handed_over: false, may_share: false, timer: None }
+    }
+
+    /// With what the handshake has still to send.
+    pub(super) fn with_outbox(mut self, outbox: Outbox) -> Self {
+        self.outbox = outbox;
+        self
+    }
+
+    /// From another shard: it is not handed on again.
+    pub(super) const fn handed_over(mut self) -> Self {
+        self.handed_over = true;
+        self
+    }
+}
+
+impl InterServer {
+    /// Gives a client a tunnel, or a place in the queue, or to another shard, or an answer.
+    pub(super) fn place(&mut self, core: &mut Core, mut waiting: Waiting) {
+        waiting.may_share = core.now() < self.share_until;
+        if let Some(tunnel) = self.choose(&waiting) {
+            self.open(core, tunnel, waiting);
+            return;
+        }
+        let Some(waiting) = self.hand_over(core, waiting) else { return };
+        if self.relay.tunnels.is_empty() && !waiting.replied {
+            info!("client at {}: no server attached", Peer(waiting.peer));
+            self.refuse_waiting(core, waiting, Reply::GeneralFailure);
+            return;
+        }
+        let pause = if waiting.may_share { self.settings.wait_for_tunnel } else { limits::WAIT_FOR_OWN_TUNNEL };
+        let what = if waiting.may_share { GIVE_UP } else { SHARE };
+        let socket = waiting.socket;
+        let key = self.waiting.insert_with(|key| Waiting { timer: Some(core.set_timer(pause, Owner::Waiting(key), what)), ..waiting });
+        core.set_owner(socket, Owner::Waiting(key));
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.outbox.flush(core, socket);
+        }
+        self.waiting_order.push_back(key);
+    }
+
+    /// The tunnel for a client: the idle one used last (those used longest ago are about to be dropped by the server), or, if it may
+    /// share, the one with the fewest flows that has its (ip, port) free and is being read.
+    fn choose(&self, waiting: &Waiting) -> Option<Key> {
+        let destination = Destination::from(*waiting.targets.first()?);
+        if mutants::on(Mutant::SpareHandedOutTwice)
+            && let Some((key, _)) = self.relay.tunnels.iter().find(|(_, tunnel)| tunnel.link.flows() > 0)
+        {
+            return Some(key);
+        }
+        let idle = self.relay.idle_tunnels().iter().rev().find(|&&key| self.relay.tunnels.get(key).is_some_and(|tunnel| !tunnel.retired));
+        if let Some(&idle) = idle {
+            return Some(idle);
+        }
+        if !waiting.may_share {
+            return None;
+        }
+        let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| {
+            !tunnel.retired
+                && tunnel.link.has_room()
+                && !tunnel.link.is_blocked()
+                && tunnel.link.discarding_since().is_none()
+                && tunnel.link.is_free(destination)
+        });
+        usable.min_by_key(|(_, tunnel)| tunnel.link.flows()).map(|(key, _)| key)
+    }
+
+    /// Another shard may have what this one lacks. Gives the client back if it stays.
+    fn hand_over(&self, core: &mut Core, waiting: Waiting) -> Option<Waiting> {
+        if waiting.handed_over || waiting.replied || waiting.outbox.bytes() > 0 {
+            return Some(waiting);
+        }
+        let elsewhere = core.board().most_idle_elsewhere(core.index());
+        let elsewhere = elsewhere.or_else(|| {
+            let none_here = self.relay.tunnels.is_empty();
+            if none_here { core.board().most_tunnels_elsewhere(core.index()) } else { None }
+        });
+        let Some(shard) = elsewhere else { return Some(waiting) };
+        let Some(descriptor) = core.detach(waiting.socket) else { return Some(waiting) };
+        let Waiting { peer, targets, early, .. } = waiting;
+        core.post(shard, Message::Client { descriptor, peer, targets, early });
+        None
+    }
+
+    /// A tunnel came or a key became free: first come, first served.
+    pub(super) fn place_waiting(&mut self, core: &mut Core) {
+        for key in std::mem::take(&mut self.waiting_order) {
+            let Some(waiting) = self.waiting.get(key) else { continue };
+            match self.choose(waiting) {
+                Some(tunnel) => {
+                    if let Some(mut waiting) = self.waiting.remove(key) {
+                        core.cancel_timer(&mut waiting.timer);
+                        self.open(core, tunnel, waiting);
+                    }
+                }
+                None => self.waiting_order.push_back(key),
+            }
+        }
+    }
+
+    pub(super) fn on_waiting(&mut self, core: &mut Core, key: Key, event: Event) {
+        let Some(waiting) = self.waiting.get_mut(key) else { return };
+        match event {
+            Event::Sent { chunk, result, .. } => match waiting.outbox.on_sent(chunk, result) {
+                Ok(_) => waiting.outbox.flush(core, waiting.socket),
+                Err(_) => self.abandon(core, key),
+            },
+            Event::Timer { what: SHARE, .. } => {
+                // Nobody dialled a tunnel for this one in time: neither it nor the next ones wait for that.
+                waiting.may_share = true;
+                let rest = self.settings.wait_for_tunnel.saturating_sub(limits::WAIT_FOR_OWN_TUNNEL);
+                waiting.timer = Some(core.set_timer(rest, Owner::Waiting(key), GIVE_UP));
+                self.share_until = core.now() + limits::SHARE_AT_ONCE;
+                self.try_placing = true;
+            }
+            Event::Timer { .. } => {
+                let Some(waiting) = self.waiting.remove(key) else { return };
+                info!("client at {}: no tunnel became free in time", Peer(waiting.peer));
+                if waiting.replied {
+                    core.close(waiting.socket, Closing::Reset);
+                } else {
+                    self.refuse_waiting(core, waiting, Reply::GeneralFailure);
+                }
+            }
+            // A receive was outstanding when the flow lost its tunnel: what comes goes first on the next one. A FIN is found again there.
+            Event::Received { what: Incoming::Data(chunk), .. } => waiting.early.extend_from_slice(chunk.as_slice()),
+            Event::Received { what: Incoming::End, .. } => {}
+            Event::Received { what: Incoming::Failed(_), .. } => self.abandon(core, key),
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
+        }
+    }
+
+    fn abandon(&mut self, core: &mut Core, key: Key) {
+        if let Some(mut waiting) = self.waiting.remove(key) {
+            core.cancel_timer(&mut waiting.timer);
+            core.close(waiting.socket, Closing::Reset);
+        }
+    }
+
+    // ---- opening
+
+    /// Opens the flow on a tunnel. The success reply is 0x80's: it cannot say how the connect went.
+    fn open(&mut self, core: &mut Core, tunnel: Key, waiting: Waiting) {
+        let Waiting { socket, peer, mut targets, early, outbox, replied, retried, .. } = waiting;
+        let target = targets.remove(0);
+        let destination = Destination::from(target);
+        let is_last = targets.is_empty();
+        let client = Box::new(Client { peer, others: targets, early, retried });
+        let flow = self.relay.add_flow(core, tunnel, destination, socket, true, client);
+        self.relay.put_outbox(flow, outbox);
+        let opened = self.relay.tunnels.get_mut(tunnel).is_some_and(|tunnel| tunnel.link.open(destination, flow).is_ok());
+        if !opened {
+            // Not reached: `choose` gives a tunnel only where the key is free. If it did, the client must not hang.
+            let _lost = self.relay.give_up(core, flow, true);
+            return;
+        }
+        debug!("client at {}: {target}", Peer(peer));
+        if !replied {
+            self.relay.write(flow, &socks5::reply(Reply::Succeeded, None));
+        }
+        self.relay.touch(core, tunnel);
+        if is_last {
+            self.release(core, flow);
+        } else {
+            self.relay.hold(core, flow, limits::HOLD_FIRST_BYTES, HOLD);
+        }
+    }
+
+    /// Lets a flow's bytes go: first those that came behind the request.
+    pub(super) fn release(&mut self, core: &mut Core, flow: Key) {
+        let Some(here) = self.relay.flows.get_mut(flow) else { return };
+        here.extra.others = Vec::new();
+        let early = std::mem::take(&mut here.extra.early);
+        for part in early.chunks(limits::V80_PAYLOAD_MAX) {
+            self.relay.send(core, flow, Chunk::copy_of(part));
+        }
+        self.relay.start(core, flow);
+    }
+
+    /// The address ended at once and nothing was sent: the next one.
+    pub(super) fn try_next_address(&mut self, core: &mut Core, flow: Key) {
+        let Some(here) = self.relay.flows.get(flow) else { return };
+        let (retried, others) = (here.extra.retried, here.extra.others.clone());
+        self.move_flow(core, flow, others, retried);
+    }
+
+    /// The tunnel was lost and nothing had passed: another tunnel, once.
+    pub(super) fn retry(&mut self, core: &mut Core, flow: Key) {
+        let Some(here) = self.relay.flows.get(flow) else { return };
+        if here.extra.retried {
+            let _lost = self.relay.give_up(core, flow, true);
+            return;
+        }
+        let mut targets = vec![here.destination.to_socket_addr()];
+        targets.extend(&here.extra.others);
+        self.move_flow(core, flow, targets, true);
+    }
+
+    fn move_flow(&mut self, core: &mut Core, flow: Key, targets: Vec<SocketAddr>, retried: bool) {
+        let Some(here) = self.relay.take_back(core, flow) else { return };
+        let Client { peer, early, .. } = *here.extra;
+        let mut waiting = Waiting::new(here.socket, peer, targets, early).with_outbox(here.outbox);
+        waiting.replied = true;
+        waiting.retried = retried;
+        self.place(core, waiting);
+    }
+}

@@ -1,0 +1,184 @@
+//! Runs a configured process: sockets first, then a pinned thread per shard, then the control thread, which is the main one.
+//!
+//! What always holds between calls: a shard that ends with an error or a panic ends the process, for half-changed state is worse
+//! than a restart; and nothing is said on standard error before every shard is up, so that a failed start is exactly one line.
+
+pub mod listeners;
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use crate::config::{Config, Role};
+use crate::control::{Announce, Control, Event, Events, Group};
+use crate::exit::Failure;
+use crate::inter_server::ListenerKind;
+use crate::limits::{SLOT_BYTES, SLOTS_MIN};
+use crate::protocol::v80::Profile;
+use crate::rlimits;
+use crate::shard::board::Board;
+use crate::shard::inbox::Inbox;
+use crate::shard::{Plan, affinity};
+use crate::telemetry::log;
+use crate::{inter_server, server};
+use listeners::Bound;
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting, or what ended it.
+pub fn run(config: Config) -> Result<(), Failure> {
+    let log = log::start(config.log).map_err(|cause| Failure::other(format!("cannot start the log: {cause}")))?;
+    let descriptors = rlimits::raise_nofile();
+    let mut bound = Bound::new(&config.listeners, config.cores.len())?;
+    let ended = runtime()?.block_on(async {
+        let events = events()?;
+        let group = start(&config, bound.take(), 0, &events)?;
+        let resolver = config.resolver;
+        let addresses = std::mem::take(&mut bound.addresses);
+        let started = move || {
+            say_start(&config);
+            match descriptors {
+                Ok((before, limit)) => tracing::info!(before, limit, "open files: limit raised as far as it goes"),
+                Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+            }
+            for (kind, at) in addresses {
+                tracing::info!(%at, serves = purpose(kind), "listening");
+            }
+        };
+        let announce = Announce { started: Some(Box::new(started)), tunnel: None };
+        Control::new(events, vec![group], resolver, announce).run().await
+    });
+    if ended.is_ok() {
+        tracing::info!("stopped");
+    }
+    // What is still to be said comes before the error that ends the process.
+    drop(log);
+    ended
+}
+
+/// The control thread's runtime.
+///
+/// # Errors
+/// The system has no room for one.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|cause| Failure::other(format!("cannot start the control thread: {cause}")))
+}
+
+/// The control thread's queue. From here on a panic, of whatever thread, is one line and the end.
+///
+/// # Errors
+/// No handler can be set for a signal.
+pub fn events() -> Result<Events, Failure> {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no message");
+        let _ = Failure::other(format!("{} panicked{place}: {what}", thread.name().unwrap_or("a thread"))).report();
+        std::process::exit(1);
+    }));
+    Events::new().map_err(|cause| Failure::other(format!("cannot handle signals: {cause}")))
+}
+
+/// Starts the shards of one role.
+///
+/// # Errors
+/// A thread or its inbox cannot be made.
+pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, group: usize, events: &Events) -> Result<Group, Failure> {
+    let shards = config.cores.len();
+    let role = name(&config.role);
+    let inboxes = (0..shards).map(|_| Inbox::new()).collect::<std::io::Result<Vec<_>>>();
+    let inboxes = inboxes.map_err(|cause| Failure::other(format!("cannot make an eventfd per shard: {cause}")))?;
+    let (inboxes, postboxes): (Vec<_>, Vec<_>) = inboxes.into_iter().unzip();
+    let board = Board::new(shards);
+    let control = events.for_group(group);
+    for (index, (inbox, listeners)) in inboxes.into_iter().zip(listeners).enumerate() {
+        let plan = Plan {
+            index,
+            core: Some(config.cores[index]),
+            buffer_memory: config.buffer_memory,
+            inbox,
+            control: control.clone(),
+            peers: postboxes.clone(),
+            board: board.clone(),
+            listeners,
+        };
+        let (role, cipher, ended) = (config.role.clone(), config.cipher.clone(), events.sender());
+        let thread = std::thread::Builder::new().name(format!("shard-{index}"));
+        let run = move || {
+            let result = run_shard(plan, role, cipher);
+            // The process is ending already if nobody takes it.
+            let _ = ended.send(Event::Ended { group, shard: index, result });
+        };
+        thread.spawn(run).map_err(|cause| Failure::other(format!("cannot start a thread for shard {index}: {cause}")))?;
+    }
+    Ok(Group { role, postboxes })
+}
+
+/// A shard from its thread's begin to its end.
+fn run_shard(plan: Plan, role: Role, cipher: crate::crypto::fixed_iv::MessageCipher) -> Result<(), String> {
+    let run = || {
+        if let Some(core) = plan.core {
+            affinity::pin_to(core)?;
+        }
+        match role {
+            Role::Server(settings) => server::run(plan, settings, cipher),
+            Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
+        }
+    };
+    run().map_err(|cause: std::io::Error| cause.to_string())
+}
+
+const fn name(role: &Role) -> &'static str {
+    match role {
+        Role::Server(_) => "server",
+        Role::InterServer(_) => "inter-server",
+    }
+}
+
+const fn purpose(kind: ListenerKind) -> &'static str {
+    match kind {
+        ListenerKind::Tunnel => "servers",
+        ListenerKind::Socks { .. } => "socks5 clients",
+        ListenerKind::Shared { clients: true, .. } => "servers and socks5 clients",
+        ListenerKind::Shared { clients: false, .. } => "servers",
+    }
+}
+
+/// What an operator has to know of this process.
+fn say_start(config: &Config) {
+    tracing::warn!(
+        "protocol 0x80 is for trusted wires only: every message has the same keystream, so whoever knows one can read the others; \
+         nothing is authenticated; destinations are readable; whoever reaches the inter-server's port from an allowed address can log in as a server"
+    );
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.profile == Profile::Original {
+        tracing::warn!("profile original: for looking at the author's programs, not for work");
+    }
+    let slots = config.buffer_memory / SLOT_BYTES;
+    debug_assert!(slots >= SLOTS_MIN, "checked where it was read");
+    tracing::info!(
+        role = name(&config.role),
+        shards = config.cores.len(),
+        cores = ?config.cores,
+        buffers_per_shard = %format_args!("{slots} x {} KiB", SLOT_BYTES >> 10),
+        memory_mib = (slots * SLOT_BYTES * config.cores.len()) >> 20,
+        "started"
+    );
+    if let Role::Server(settings) = &config.role {
+        for target in &settings.dial {
+            tracing::info!(host = target.host, port = target.port, "dialling");
+        }
+    }
+}
+
+/// An address somebody can connect to.
+#[must_use]
+pub fn tcp_address(bound: &Bound, wanted: impl Fn(ListenerKind) -> bool) -> Option<SocketAddr> {
+    bound.addresses.iter().find_map(|(kind, at)| match at {
+        crate::config::ListenAt::Tcp(address) if wanted(*kind) => Some(*address),
+        _ => None,
+    })
+}

@@ -1,0 +1,2 @@
+//! What the relay says about itself.
+pub mod log;
