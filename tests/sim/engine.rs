@@ -532,6 +532,11 @@ impl Io for SimIo {
         }
     }
 
+    /// In the simulation a lost path fails the connection by itself.
+    fn is_lost(&self, _: SocketId) -> bool {
+        false
+    }
+
     fn slots_available(&self) -> usize {
         self.arena.free() + self.lent.len()
     }
