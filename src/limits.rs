@@ -44,6 +44,8 @@ pub const IDLE_V80: Duration = Duration::from_secs(3600);
 pub const WAIT_FOR_TUNNEL: Duration = Duration::from_secs(5);
 /// … and this long for one of its own before it shares one, if tunnels are still being dialled.
 pub const WAIT_FOR_OWN_TUNNEL: Duration = Duration::from_millis(300);
+/// After the inter-server itself ended the last tunnel, a server is expected back within this.
+pub const WAIT_FOR_REDIAL: Duration = Duration::from_secs(2);
 /// After a wait for an own tunnel was in vain, flows share at once for this long.
 pub const SHARE_AT_ONCE: Duration = Duration::from_secs(10);
 /// For a name with several addresses, the client's first bytes are held this long in case the exit cannot connect (0x80 §3).
