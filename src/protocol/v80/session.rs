@@ -287,14 +287,14 @@ impl Session {
             // To them a write of nothing: their inter-server never says that a client has gone.
             Side::Exit => Incoming::Drop,
             // Their server ends a flow both ways. Late data of ours may open a new connection there, so the key rests.
-            Side::Entry => {
-                key.peer_end = true;
-                key.given_up = true;
-                match key.tag.take() {
-                    Some(tag) => Incoming::End(Some(tag)),
-                    None => Incoming::Drop,
+            Side::Entry => match key.tag.take() {
+                Some(tag) => {
+                    key.peer_end = true;
+                    key.given_up = true;
+                    Incoming::End(Some(tag))
                 }
-            }
+                None => Incoming::Drop,
+            },
         }
     }
 
