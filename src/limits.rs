@@ -25,6 +25,9 @@ pub const V80_HEADER_MAX: usize = 23;
 pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
 /// Largest 0x80 frame, with its header, that the author's original programs read with one call.
 pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
+/// Keys that an inter-server may have taken on one tunnel, those given up included: as many as it could have clients on one address. A table
+/// as full as that takes some 5 MB.
+pub const V80_KEYS_MAX: usize = 65_536;
 
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.
