@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::Router;
 use axum::routing::get;
 
-use crate::config::{Config, ListenAt, Listener, Profile, Role, loopback};
+use crate::config::{Config, ListenAt, Listener, Role, loopback};
 use crate::control::{Announce, Control};
 use crate::crypto::fixed_iv::{MessageCipher, Method};
 use crate::exit::Failure;
 use crate::inter_server::{self, ListenerKind};
 use crate::keys::Key;
 use crate::limits;
+use crate::protocol::v80::Profile;
 use crate::rlimits;
 use crate::run::listeners::Bound;
 use crate::run::{self, tcp_address};

@@ -23,6 +23,8 @@ pub const SLOTS_MIN: usize = 4;
 pub const V80_HEADER_MAX: usize = 23;
 /// Largest payload of a 0x80 frame that we send: with its header it fills no more than one slot.
 pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
+/// Largest 0x80 frame, with its header, that the author's original programs read with one call.
+pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
 
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.

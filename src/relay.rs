@@ -576,7 +576,8 @@ impl<E> Relay<E> {
         let (tunnel, destination) = (here.tunnel.take(), here.destination);
         let unfinished = is_broken
             && match self.side {
-                Side::Entry => !here.peer_end,
+                // One of the ends is missing, or there would be no tunnel: a request that was cut, or a reply that nobody takes.
+                Side::Entry => true,
                 Side::Exit => !here.own_end && here.has_sent,
             };
         let was_blocking = here.blocking_since.take().is_some();
@@ -661,6 +662,8 @@ impl<E> Relay<E> {
     fn flush_flow(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.flows.get_mut(flow) else { return };
         if !here.is_connected {
+            // Destinations that do not answer must not keep the slots of those that do.
+            here.outbox.let_go_of_slots(core);
             return;
         }
         here.outbox.flush(core, here.socket);

@@ -189,11 +189,7 @@ impl Source {
     }
 
     async fn addresses(&self, text: &str) -> Answer {
-        // Names with an underscore are used, though no standard has them.
-        let name = Name::from_utf8(text).or_else(|_| Name::from_str_relaxed(text)).map_err(|_| NameError::NotFound)?;
-        if name.is_root() {
-            return Err(NameError::NotFound);
-        }
+        let name = parse(text).ok_or(NameError::NotFound)?;
         if let Some(found) = self.in_hosts(&name) {
             return Ok(found);
         }
@@ -224,6 +220,16 @@ impl Source {
         let found = interleave(family(RecordType::AAAA).unwrap_or_default(), family(RecordType::A).unwrap_or_default());
         (!found.is_empty()).then_some(found)
     }
+}
+
+/// A name that can be asked for. Underscores are let through: they are used, though no standard has them in host names.
+fn parse(text: &str) -> Option<Name> {
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| (1..=63).contains(&label.len()) && !label.contains(|c: char| c.is_whitespace() || c.is_control());
+    if !bare.split('.').all(label) {
+        return None;
+    }
+    Name::from_utf8(text).or_else(|_| Name::from_str_relaxed(text)).ok()
 }
 
 /// One family's addresses, at least one.

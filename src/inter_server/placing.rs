@@ -17,7 +17,7 @@ use crate::outbox::Outbox;
 use crate::protocol::socks5::{self, Reply};
 use crate::protocol::v80::frame::Destination;
 use crate::shard::buffers::Chunk;
-use crate::shard::core::{Closing, Core, Event, Owner};
+use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
 use crate::shard::slab::Key;
 use crate::shard::timers::TimerId;
@@ -105,7 +105,11 @@ impl InterServer {
             return None;
         }
         let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| {
-            !tunnel.retired && !tunnel.link.is_blocked() && tunnel.link.discarding_since().is_none() && tunnel.link.is_free(destination)
+            !tunnel.retired
+                && tunnel.link.has_room()
+                && !tunnel.link.is_blocked()
+                && tunnel.link.discarding_since().is_none()
+                && tunnel.link.is_free(destination)
         });
         usable.min_by_key(|(_, tunnel)| tunnel.link.flows()).map(|(key, _)| key)
     }
@@ -167,7 +171,11 @@ impl InterServer {
                     self.refuse_waiting(core, waiting, Reply::GeneralFailure);
                 }
             }
-            Event::Accepted { .. } | Event::Connected { .. } | Event::Received { .. } | Event::Message(_) => {}
+            // A receive was outstanding when the flow lost its tunnel: what comes goes first on the next one. A FIN is found again there.
+            Event::Received { what: Incoming::Data(chunk), .. } => waiting.early.extend_from_slice(chunk.as_slice()),
+            Event::Received { what: Incoming::End, .. } => {}
+            Event::Received { what: Incoming::Failed(_), .. } => self.abandon(core, key),
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
         }
     }
 

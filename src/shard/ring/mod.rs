@@ -71,6 +71,8 @@ pub struct Ring {
     queue: Queue,
     posted: Posted,
     sockets: Vec<Record>,
+    /// Receives that found no slot posted while the arena has more: submitted again at the end of the turn.
+    again: Vec<Token>,
     /// Completions of operations that failed before they reached the kernel.
     failed: VecDeque<Done>,
     bell: OwnedFd,
@@ -153,6 +155,7 @@ impl Ring {
             queue: Queue::new(uring),
             posted,
             sockets: Vec::new(),
+            again: Vec::new(),
             failed: VecDeque::new(),
             bell,
             rings: Box::new(0),
@@ -312,28 +315,41 @@ impl Ring {
         (result, Payload::None)
     }
 
-    /// `None`: the posted slots were used up while the arena has more, so the receive was submitted again.
+    /// `None`: the posted slots were used up while the arena has more, so the receive is not over.
     fn received(&mut self, token: Token, result: Result<u32, Errno>, flags: u32) -> Option<(Result<u32, Errno>, Payload)> {
         let slot = cqueue::buffer_select(flags).map(|number| self.posted.taken(number));
-        let slots_available = self.slots_available();
+        // No more of them than there are slots, or thousands would compete for a few, turn after turn.
+        let another_try = result == Err(Errno(libc::ENOBUFS)) && self.again.len() < self.slots_available();
         let socket = self.open(token.socket());
         socket.more = cqueue::sock_nonempty(flags);
-        let receiving = socket.receiving.take();
-        if result == Err(Errno(libc::ENOBUFS))
-            && slots_available > 0
-            && let Some(receiving) = receiving.filter(|receiving| !receiving.cancelled)
-        {
-            socket.receiving = Some(receiving);
-            let fd = socket.fd();
-            // Bytes are there, so there is nothing to wait for.
-            self.push_receive(fd, receiving.max, 0, token);
+        if another_try && socket.receiving.is_some_and(|receiving| !receiving.cancelled) {
+            self.again.push(token);
             return None;
         }
+        socket.receiving = None;
         let payload = match slot {
             Some(slot) if matches!(result, Ok(1..)) => Payload::Received(slot),
             Some(_) | None => Payload::None,
         };
         Some((result, payload))
+    }
+
+    /// Before the shard submits anything, so that a cancel finds the receive.
+    fn receive_again(&mut self) {
+        if self.again.is_empty() {
+            return;
+        }
+        self.posted.top_up();
+        let mut again = std::mem::take(&mut self.again);
+        for token in again.drain(..) {
+            let socket = self.open(token.socket());
+            if let Some(Receiving { max, .. }) = socket.receiving {
+                let fd = socket.fd();
+                // Bytes are there, so there is nothing to wait for.
+                self.push_receive(fd, max, 0, token);
+            }
+        }
+        self.again = again;
     }
 
     fn open(&mut self, id: SocketId) -> &mut Socket {
@@ -365,21 +381,17 @@ impl Ring {
     /// Cancels everything and waits for it; says whether all came back.
     fn drain(&mut self) -> bool {
         self.push_for_nobody(opcode::AsyncCancel2::new(types::CancelBuilder::any()).build());
-        for _ in 0..2 {
+        loop {
             while let Some(completion) = self.queue.next() {
                 self.drained(&completion);
             }
             if self.outstanding == 0 {
                 return true;
             }
-            if self.queue.enter_for_all(self.outstanding, DRAIN).is_err() {
+            if self.queue.enter_for_all(self.outstanding, DRAIN).is_err() || !self.queue.has_completions() {
                 return false;
             }
         }
-        while let Some(completion) = self.queue.next() {
-            self.drained(&completion);
-        }
-        self.outstanding == 0
     }
 
     fn drained(&mut self, completion: &cqueue::Entry) {
@@ -415,17 +427,16 @@ impl Io for Ring {
         self.posted.top_up();
         let ready = !self.failed.is_empty() || self.queue.has_completions();
         self.queue.enter(if ready { Some(Duration::ZERO) } else { wait })?;
-        let end = done.len() + COMPLETIONS_PER_TURN;
-        while done.len() < end
-            && let Some(failed) = self.failed.pop_front()
-        {
-            done.push(failed);
+        for _ in 0..COMPLETIONS_PER_TURN {
+            if let Some(failed) = self.failed.pop_front() {
+                done.push(failed);
+            } else if let Some(completion) = self.queue.next() {
+                done.extend(self.complete(&completion));
+            } else {
+                break;
+            }
         }
-        while done.len() < end
-            && let Some(completion) = self.queue.next()
-        {
-            done.extend(self.complete(&completion));
-        }
+        self.receive_again();
         Ok(())
     }
 
