@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["cli", "crypto", "inter_server", "keys", "limits", "protocol", "server", "shard", "telemetry"]),
     ("exit", &["config"]),
     ("control", &["exit", "limits", "shard"]),
-    ("run", &["config", "control", "crypto", "exit", "inter_server", "limits", "rlimits", "server", "shard", "telemetry"]),
+    ("run", &["config", "control", "crypto", "exit", "inter_server", "limits", "protocol", "rlimits", "server", "shard", "telemetry"]),
     (
         "demo",
         &[

@@ -45,13 +45,14 @@ fn tests_named_in_the_specification_exist() {
             continue;
         };
         let lines: Vec<&str> = file.text.lines().map(str::trim).collect();
-        let Some(at) = lines.iter().position(|line| line.starts_with(&format!("fn {name}("))) else {
+        let begins = format!("fn {name}(");
+        let Some(at) = lines.iter().position(|line| line.trim_start_matches("async ").starts_with(&begins)) else {
             wrong.push(format!("{path} has no {name}"));
             continue;
         };
         let attributes = lines[..at].iter().rev().take_while(|line| line.starts_with('#') || line.starts_with("//"));
         let attributes: Vec<_> = attributes.collect();
-        if !attributes.iter().any(|line| line.starts_with("#[test]")) {
+        if !attributes.iter().any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test")) {
             wrong.push(format!("{path}: {name} is no test"));
         }
         if attributes.iter().any(|line| line.starts_with("#[ignore")) {
