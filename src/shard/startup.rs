@@ -3,12 +3,17 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode};
 
-use super::ring::Sizes;
+use super::affinity;
+use super::buffers::Arena;
+use super::inbox::Inbox;
+use super::ring::{Ring, Sizes};
+use crate::limits::SLOT_BYTES;
 
 /// The oldest kernel with all we use: DEFER_TASKRUN came with 6.1.
 pub(crate) const OLDEST_KERNEL: (u32, u32) = (6, 1);
@@ -152,15 +157,32 @@ pub enum StartupError {
     },
 }
 
+/// Puts the calling thread on `core` and makes a shard's memory and engine there: in this order, so that both are near the core, and on
+/// the thread that will use them. `bell` is the inbox's eventfd.
+///
+/// # Errors
+/// See [`StartupError`].
+pub fn engine(core: usize, buffer_memory: usize, bell: RawFd) -> Result<(Arena, Ring), StartupError> {
+    affinity::pin_to(core).map_err(|source| {
+        let allowed = affinity::as_text(&affinity::allowed_cores().unwrap_or_default());
+        StartupError::Core { core, allowed, source }
+    })?;
+    let arena = arena(buffer_memory)?;
+    let ring = Ring::new(&arena, bell)?;
+    Ok((arena, ring))
+}
+
 /// Goes up the ladder with a ring of the usual size and drops it again: for `doctor`, and to fail before threads are started.
 ///
 /// # Errors
 /// See [`StartupError`].
 pub fn check() -> Result<(), StartupError> {
-    let arena = super::buffers::Arena::new(crate::limits::SLOT_BYTES)
-        .map_err(|source| StartupError::Arena { kib: crate::limits::SLOT_BYTES as u64 / 1024, source })?;
-    let (inbox, _) = super::inbox::Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
-    super::ring::Ring::new(&arena, inbox.bell()).map(drop)
+    let (inbox, _) = Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
+    Ring::new(&arena(SLOT_BYTES)?, inbox.bell()).map(drop)
+}
+
+fn arena(bytes: usize) -> Result<Arena, StartupError> {
+    Arena::new(bytes).map_err(|source| StartupError::Arena { kib: bytes as u64 / 1024, source })
 }
 
 /// Makes the ring and shows that it works.
@@ -324,6 +346,18 @@ mod tests {
             let text = error.to_string();
             assert!(!text.contains('\n') && !text.contains("  ") && text.contains("; cure: "), "{text}");
         }
+    }
+
+    #[test]
+    fn an_engine_is_made_on_a_core_that_is_allowed_and_refused_elsewhere_with_the_cores_there_are() {
+        let (inbox, _) = Inbox::new().unwrap();
+        let (bell, cores) = (inbox.bell(), affinity::allowed_cores().unwrap());
+        let made = std::thread::spawn(move || engine(cores[0], 2 * SLOT_BYTES, bell).map(|(arena, _)| arena.slots()));
+        assert_eq!(made.join().unwrap().unwrap(), 2);
+        let error = engine(1000, SLOT_BYTES, bell).unwrap_err().to_string();
+        let allowed = affinity::as_text(&affinity::allowed_cores().unwrap());
+        assert!(error.contains("core 1000") && error.contains(&format!("cores of {allowed} in")), "{error}");
+        assert!(matches!(engine(1000, 0, bell), Err(StartupError::Core { .. })));
     }
 
     #[test]
