@@ -24,10 +24,17 @@ pub(crate) struct ClientPlan {
     pub(crate) entry: SocketAddr,
     pub(crate) from: IpAddr,
     pub(crate) target: SocketAddr,
+    /// It asks for the target's name, see [`name_of`].
+    pub(crate) by_name: bool,
     pub(crate) manner: Manner,
     /// Gives up with so many bytes of the handshake sent.
     pub(crate) hang_up_at: Option<usize>,
     pub(crate) plan: Plan,
+}
+
+/// The name of a destination.
+pub(crate) fn name_of(target: SocketAddr) -> String {
+    format!("{}.test", target.ip().to_string().replace([':', '.'], "-"))
 }
 
 #[derive(Debug)]
@@ -35,7 +42,7 @@ enum Phase {
     Waiting,
     Connecting(EndId),
     Handshake { end: EndId, sent: usize, answer: Vec<u8> },
-    Flow(Duplex),
+    Flow(Box<Duplex>),
     Over,
 }
 
@@ -113,6 +120,11 @@ impl Client {
         let mut script = GREETING.to_vec();
         script.extend_from_slice(&[5, 1, 0]);
         match self.plan.target.ip() {
+            _ if self.plan.by_name => {
+                let name = name_of(self.plan.target);
+                script.extend_from_slice(&[3, u8::try_from(name.len()).expect("a short name")]);
+                script.extend_from_slice(name.as_bytes());
+            }
             IpAddr::V4(ip) => {
                 script.push(1);
                 script.extend_from_slice(&ip.octets());
@@ -143,7 +155,7 @@ impl Client {
         let script = self.script(stage);
         if self.plan.hang_up_at.is_some_and(|at| sent >= at) {
             self.record.aborted = true;
-            return (self.over(stage, Some(end), self.number % 2 == 0), false);
+            return (self.over(stage, Some(end), self.number.is_multiple_of(2)), false);
         }
         let until = match self.plan.manner {
             Manner::Polite if answer.len() < 2 => GREETING.len(),
@@ -183,7 +195,8 @@ impl Client {
         let payload = self.glued_bytes();
         assert!(sent + payload >= script.len(), "client {}: an answer before the question was whole", self.number);
         self.early = sent + payload - script.len();
-        let mut duplex = Duplex::new(end, self.actor, self.stream(stage), self.plan.plan, self.record.clone(), stage.world.now());
+        let record = self.record.clone();
+        let mut duplex = Box::new(Duplex::new(end, self.actor, self.stream(stage), self.plan.plan, record, stage.world.now()));
         duplex.already_sent(self.early);
         (Phase::Flow(duplex), true)
     }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::client::{ClientPlan, Manner};
+use crate::client::{ClientPlan, Manner, name_of};
 use crate::destination::Kind;
 use crate::duplex::{Abort, AbortWhen, Begin, Finish, Plan};
 use crate::engine::{Temper, address};
@@ -40,6 +40,7 @@ fn topology(rng: &mut Rng) -> Topology {
     let temper =
         Temper { short_receives: rng.pick(&[0, 20, 60]), delayed: rng.pick(&[0, 10, 40]), late_cancels: 50, posted: rng.pick(&[2, 4, 32]) };
     Topology {
+        shards: rng.pick(&[[1, 1], [1, 1], [1, 1], [2, 1], [1, 2], [2, 2]]),
         slots: [rng.pick(&[4, 5, 8, 16, 64]), rng.pick(&[4, 5, 8, 16, 64])],
         temper: [temper, temper],
         slowness: rng.pick(&[0, 10, 200]) * MICROSECOND,
@@ -115,14 +116,30 @@ fn destination_address(rng: &mut Rng, number: u16) -> SocketAddr {
 
 fn faults(rng: &mut Rng, from: Nanos) -> Vec<(Nanos, Fault)> {
     let count = if rng.chance(50) { 0 } else { rng.between(1, 4) };
-    let fault = |rng: &mut Rng| match rng.below(8) {
-        0..4 => Fault::Kill,
-        4 => Fault::Lose,
-        5 => Fault::Stall(rng.below(4 * SECOND)),
-        6 => Fault::NoDescriptors(ENTRY, rng.below(3 * SECOND)),
-        _ => Fault::NoDescriptors(EXIT, rng.below(3 * SECOND)),
+    let fault = |rng: &mut Rng| match rng.below(18) {
+        0..10 => Fault::Kill,
+        10 | 11 => Fault::Lose,
+        12 | 13 => Fault::Stall(rng.below(4 * SECOND)),
+        14 | 15 => Fault::NoDescriptors(rng.pick(&[ENTRY, EXIT]), rng.below(3 * SECOND)),
+        _ => Fault::Crash(rng.pick(&[ENTRY, EXIT]), rng.below(3 * SECOND)),
     };
     (0..count).map(|_| (from + rng.spread(3_000_000) as u64 * MICROSECOND, fault(rng))).collect()
+}
+
+/// Gives a destination a name, sometimes: how many addresses that do not work stand before its own.
+fn name(rng: &mut Rng, simulation: &mut Simulation, number: u16, at: SocketAddr) -> Option<u8> {
+    if rng.chance(70) {
+        return None;
+    }
+    let dead = rng.pick(&[0, 1, 2]);
+    let low = number.to_be_bytes()[1];
+    let mut addresses: Vec<IpAddr> = (0..dead).map(|dead| IpAddr::from([198, 18, low, dead + 1])).collect();
+    for address in &addresses {
+        simulation.world().set_path(*address, Some(rng.pick(&[Path::Refused, Path::Unreachable])));
+    }
+    addresses.push(at.ip());
+    simulation.names.insert(name_of(at), addresses);
+    Some(dead)
 }
 
 /// Runs one seed to its end. Panics with what is wrong.
@@ -146,7 +163,8 @@ pub(crate) fn run(seed: u64) -> Outcome {
             simulation.world().set_link(at.ip(), link(&mut rng, 30 * MILLISECOND));
             simulation.add_destination(at, kind);
             plans.destinations.insert(at, kind);
-            (at, client)
+            let dead = name(&mut rng, &mut simulation, number, at);
+            (at, client, dead)
         })
         .collect();
     // A burst from cold needs several rounds of dialling within the 5 s that a client waits for a tunnel of its own.
@@ -154,9 +172,13 @@ pub(crate) fn run(seed: u64) -> Outcome {
     let spread = rng.pick(&[0, MILLISECOND, SECOND]);
     let start = simulation.now() + MILLISECOND;
     for _ in 0..flows {
-        let (target, plan) = rng.pick(&conversations);
+        let (target, plan, dead) = rng.pick(&conversations);
         let start = start + rng.below(spread + 1);
-        simulation.add_client(client(&mut rng, start, target, plan, &mut plans));
+        let plan = client(&mut rng, start, target, plan, &mut plans);
+        let number = simulation.add_client(ClientPlan { by_name: dead.is_some(), ..plan });
+        if dead.is_some_and(|dead| dead > 0) {
+            plans.dead_first.insert(number);
+        }
     }
     plans.calm = plans.is_calm();
     simulation.add_faults(faults(&mut rng, start));
@@ -185,6 +207,7 @@ fn client(rng: &mut Rng, start: Nanos, target: SocketAddr, plan: Plan, plans: &m
         entry: socks_at(),
         from: address(9),
         target,
+        by_name: false,
         manner: rng.pick(&[Manner::Polite, Manner::Polite, Manner::Glued, Manner::Drip]),
         hang_up_at,
         plan: Plan { abort: aborts, ..plan },
@@ -203,7 +226,7 @@ pub(crate) fn finish(simulation: &Simulation) -> Outcome {
     Outcome {
         flows: records.len() as u64,
         bytes: records.values().map(|record| record.received as u64).sum(),
-        no_buffers: simulation.gauge(ENTRY).no_buffers + simulation.gauge(EXIT).no_buffers,
+        no_buffers: [ENTRY, EXIT].iter().map(|process| simulation.count(*process, |gauge| gauge.no_buffers)).sum(),
         most_turns: simulation.most_turns,
         simulated: simulation.now(),
         history: simulation.stage.world.history(),
