@@ -2,7 +2,7 @@
 //! at any time the kernel could, and it stops the run when the shard breaks the contract written in `src/shard/io.rs`.
 //!
 //! What always holds between calls:
-//! * operations take effect in the order of submission, at the next `turn`;
+//! * operations take effect in the order of submission, at the next `turn`, `adopt` or `detach`;
 //! * an operation is outstanding until its completion is in `completed`; from then on it only waits to be delivered;
 //! * a chunk that is being sent is compared with what it was when it was submitted, at every step.
 
@@ -179,6 +179,13 @@ impl SimIo {
             other => {
                 panic!("{what} on socket {}, which is {}", id.0, other.map_or_else(|| "unknown".to_owned(), |other| format!("{other:?}")))
             }
+        }
+    }
+
+    fn apply_submitted(&mut self) {
+        for op in std::mem::take(&mut self.submitted) {
+            self.world.trace(|| format!("host {} submits {op:?}", self.host));
+            self.apply(op);
         }
     }
 
@@ -480,10 +487,7 @@ impl Io for SimIo {
     fn turn(&mut self, wait: Option<Duration>, done: &mut Vec<Done>) -> std::io::Result<()> {
         assert!(done.is_empty(), "turn is given a list that still has {} completions", done.len());
         self.post_slots();
-        for op in std::mem::take(&mut self.submitted) {
-            self.world.trace(|| format!("host {} submits {op:?}", self.host));
-            self.apply(op);
-        }
+        self.apply_submitted();
         let mut touched: Vec<SocketId> = self.world.take_touched(self.host).iter().filter_map(|end| self.ends.get(end).copied()).collect();
         touched.extend(self.sockets.iter().filter(|(_, socket)| matches!(socket, Socket::Listener { .. })).map(|(id, _)| *id));
         self.rng.shuffle(&mut touched);
@@ -505,6 +509,8 @@ impl Io for SimIo {
     }
 
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
+        // It comes behind what was submitted before: perhaps the close of who had the id.
+        self.apply_submitted();
         let what = self.world.redeem(descriptor.as_raw_fd()).expect("the simulation made this descriptor");
         match what {
             Handle::Listener(listener) => {
@@ -521,6 +527,7 @@ impl Io for SimIo {
     }
 
     fn detach(&mut self, id: SocketId) -> OwnedFd {
+        self.apply_submitted();
         assert!(!self.undelivered(id), "socket {} is detached before all its completions have been delivered", id.0);
         match self.sockets.remove(&id) {
             Some(Socket::Connection(Connection { end, receive: None, send: None, .. })) => {
