@@ -83,8 +83,24 @@ pub const AUTH_TAIL_BYTES: usize = 16;
 /// Largest challenge an inter-server answers.
 pub const CHALLENGE_MAX: usize = 64;
 
+/// Largest frame, with its header, that the author's programs take: they read a message with one call (0x80 §5; these all).
+pub const ORIGINAL_FRAME: usize = 1024;
+/// Between two frames on a tunnel to them: they start a thread per message and do not check the order.
+pub const ORIGINAL_PACE: Duration = Duration::from_millis(1);
+/// A client that has said nothing for this long has its flow opened without data.
+pub const ORIGINAL_OPEN: Duration = Duration::from_millis(200);
+/// Requests that keep a flow alive: their server closes one 20 s after the last.
+pub const ORIGINAL_KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// Their server never reports a failed connect: without a reply a flow ends after this.
+pub const ORIGINAL_ANSWER: Duration = Duration::from_secs(30);
+/// After the last request for it an (ip, port) rests this long: their 20 s timer must have fired before it is used again.
+pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
+/// Their inter-server never says that a client has gone: our server ends a flow idle both ways after this.
+pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
+
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
 const _: () = assert!(CHALLENGE_BYTES + AUTH_TAIL_BYTES <= 255 && CHALLENGE_MAX + AUTH_TAIL_BYTES <= 255);
+const _: () = assert!(ORIGINAL_FRAME > V80_HEADER_MAX);
 const _: () = assert!(SLOTS_MIN <= SLOTS_POSTED && SLOTS_POSTED.is_power_of_two());
