@@ -190,7 +190,10 @@ impl Link {
     /// Late data of a flow that we ended opens a connection of its own, as it does in the author's server.
     fn note_late(&self, destination: Destination, now: Time) {
         if let Some(ago) = self.original.as_ref().and_then(|original| original.is_late(destination, now)) {
-            info!("data for {destination} came {} ms after its end: late, or of a new client; it gets a connection of its own", ago.as_millis());
+            info!(
+                "data for {destination} came {} ms after its end: late, or of a new client; it gets a connection of its own",
+                ago.as_millis()
+            );
         }
     }
 

@@ -132,15 +132,7 @@ impl Original {
 
     /// A flow has this key from now on. Nothing is sent: its client's first bytes open it, or time does.
     pub(super) fn place(&mut self, destination: Destination, flow: Key, now: Time) {
-        let key = Placed {
-            flow: Some(flow),
-            placed: now,
-            requests: None,
-            queued: 0,
-            is_answered: false,
-            is_half: false,
-            is_moving: false,
-        };
+        let key = Placed { flow: Some(flow), placed: now, requests: None, queued: 0, is_answered: false, is_half: false, is_moving: false };
         self.keys.insert(destination, key);
     }
 
