@@ -23,6 +23,8 @@ pub const SLOTS_MIN: usize = 4;
 pub const V80_HEADER_MAX: usize = 23;
 /// Largest payload of a 0x80 frame that we send: with its header it fills no more than one slot.
 pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
+/// Largest 0x80 frame, with its header, that the author's original programs read with one call.
+pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
 
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.
@@ -56,6 +58,8 @@ pub const SPARE_IDLE: Duration = Duration::from_secs(60);
 pub const SPARE_MIN: usize = 2;
 /// Default of `--max-tunnels`, per shard and inter-server.
 pub const MAX_TUNNELS: usize = 256;
+/// How often a role looks at its tunnels: for spares to close and for other ends that are gone.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Running flows have this long after SIGTERM.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// Redial backoff: full jitter between these.
@@ -73,6 +77,8 @@ pub const ACCEPTS_POSTED: usize = 4;
 
 /// Connections per shard that have not authenticated (tunnel side) or not asked (SOCKS side); above it the oldest goes.
 pub const UNAUTHENTICATED_MAX: usize = 1024;
+/// Clients per shard that wait for a tunnel; the next one is told at once.
+pub const WAITING_MAX: usize = 4096;
 /// Completions worked on in one turn; the rest is first in the next.
 pub const COMPLETIONS_PER_TURN: usize = 256;
 
@@ -83,9 +89,8 @@ pub const AUTH_TAIL_BYTES: usize = 16;
 /// Largest challenge an inter-server answers.
 pub const CHALLENGE_MAX: usize = 64;
 
-/// Largest frame, with its header, that the author's programs take: they read a message with one call (0x80 §5; these all).
-pub const ORIGINAL_FRAME: usize = 1024;
-/// Between two frames on a tunnel to them: they start a thread per message and do not check the order.
+/// Between two frames on a tunnel to the author's programs: they start a thread per message and do not check the order (0x80 §5,
+/// as all of these).
 pub const ORIGINAL_PACE: Duration = Duration::from_millis(1);
 /// A client that has said nothing for this long has its flow opened without data.
 pub const ORIGINAL_OPEN: Duration = Duration::from_millis(200);
@@ -102,5 +107,5 @@ const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
 const _: () = assert!(CHALLENGE_BYTES + AUTH_TAIL_BYTES <= 255 && CHALLENGE_MAX + AUTH_TAIL_BYTES <= 255);
-const _: () = assert!(ORIGINAL_FRAME > V80_HEADER_MAX);
+const _: () = assert!(V80_ORIGINAL_FRAME_MAX > V80_HEADER_MAX);
 const _: () = assert!(SLOTS_MIN <= SLOTS_POSTED && SLOTS_POSTED.is_power_of_two());

@@ -16,7 +16,7 @@ use crate::inter_server::{self, ListenerKind};
 use crate::keys::{self, Key};
 use crate::limits;
 use crate::protocol::socks5::Credentials;
-pub use crate::protocol::v80::Profile;
+use crate::protocol::v80::Profile;
 use crate::server;
 use crate::shard::affinity;
 use crate::telemetry::log;
@@ -243,6 +243,9 @@ impl Common {
         let mut allow_servers = values.all("allow-servers", parse::network)?;
         if allow_servers.is_empty() {
             allow_servers = loopback();
+        }
+        if let Some(all) = allow_servers.iter().find(|network| network.prefix_len() == 0) {
+            self.warnings.push(format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic"));
         }
         let settings = inter_server::Settings {
             profile: self.profile,

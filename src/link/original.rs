@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
+use crate::protocol::v80::Profile;
 use crate::protocol::v80::frame::{self, Destination};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Core, Owner};
@@ -79,7 +80,7 @@ impl Original {
 
     /// Queues a flow's bytes, in frames as small as these programs can take.
     pub(super) fn queue(&mut self, cipher: &MessageCipher, destination: Destination, bytes: &[u8]) {
-        for part in bytes.chunks(limits::ORIGINAL_FRAME - destination.header_bytes()) {
+        for part in bytes.chunks(Profile::Original.payload_max(destination)) {
             let mut chunk = Chunk::copy_of(part);
             // A heap chunk of its own has no other handle.
             let header = chunk.as_mut_slice().map(|bytes| frame::seal(cipher, destination, bytes));

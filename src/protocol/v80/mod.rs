@@ -27,3 +27,14 @@ pub enum Profile {
     /// Those of the author's original programs.
     Original,
 }
+
+impl Profile {
+    /// Most bytes that one frame to `destination` may carry.
+    #[must_use]
+    pub const fn payload_max(self, destination: frame::Destination) -> usize {
+        match self {
+            Self::Ours => crate::limits::V80_PAYLOAD_MAX,
+            Self::Original => crate::limits::V80_ORIGINAL_FRAME_MAX - destination.header_bytes(),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The sans-IO half of the relay against outside witnesses: vectors made with openssl, every way to cut a stream, a model of the wire that
+//! drives the real session through every interleaving.
+
+mod ciphers;
+mod counting;
+mod frames;
+mod handshake;
+mod model80;
+mod properties;
+mod session;
+mod socks5;
+mod splits;
+mod support;
+mod traffic;
+mod transcript;
+mod vectors;

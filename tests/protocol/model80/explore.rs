@@ -1,0 +1,75 @@
+//! Breadth first through every state, so that a fault comes with a shortest way to it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::rc::Rc;
+
+use super::moves::{Label, Model};
+use super::state::State;
+
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    Holds { states: usize, terminal: usize },
+    Violated { states: usize, fault: String, trace: Vec<String> },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Holds { states, terminal } => write!(f, "holds; {states} states, {terminal} terminal"),
+            Self::Violated { states, fault, trace } => {
+                writeln!(f, "VIOLATED after {states} states, {} steps", trace.len())?;
+                for (number, step) in (1..).zip(trace) {
+                    writeln!(f, "      {number:2}. {step}")?;
+                }
+                write!(f, "          !! {fault}")
+            }
+        }
+    }
+}
+
+/// A state and how it was first reached.
+struct Reached {
+    state: Rc<State>,
+    from: Option<(usize, Label)>,
+}
+
+pub(super) fn explore(model: &Model) -> Outcome {
+    let first = Rc::new(model.first_state());
+    let mut known = HashMap::from([(Rc::clone(&first), ())]);
+    let mut reached = vec![Reached { state: first, from: None }];
+    let (mut at, mut terminal) = (0, 0);
+    while at < reached.len() {
+        let state = Rc::clone(&reached[at].state);
+        let moves = model.check(&state).and_then(|()| model.moves(&state)).and_then(|moves| {
+            if moves.is_empty() {
+                model.check_terminal(&state)?;
+            }
+            Ok(moves)
+        });
+        let moves = match moves {
+            Ok(moves) => moves,
+            Err(fault) => return Outcome::Violated { states: at + 1, fault, trace: trace(&reached, at) },
+        };
+        terminal += usize::from(moves.is_empty());
+        for (label, next) in moves {
+            if !known.contains_key(&next) {
+                let next = Rc::new(next);
+                known.insert(Rc::clone(&next), ());
+                reached.push(Reached { state: next, from: Some((at, label)) });
+            }
+        }
+        at += 1;
+    }
+    Outcome::Holds { states: at, terminal }
+}
+
+fn trace(reached: &[Reached], mut at: usize) -> Vec<String> {
+    let mut steps = Vec::new();
+    while let Some((from, label)) = &reached[at].from {
+        steps.push(label.to_string());
+        at = *from;
+    }
+    steps.reverse();
+    steps
+}

@@ -1,0 +1,125 @@
+//! Small things with sockets: free ports, resets, a destination that never answers.
+
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::WATCHDOG;
+
+/// Ports below the kernel's ephemeral range (32768 and up), so that no outgoing connection of another test can sit on one.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// A port that nobody listens on, on any loopback address, and that is not handed out twice by this process.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = PORTS.end - PORTS.start;
+    // Each process starts elsewhere, so that two test runs on one machine rarely meet.
+    let start = u16::try_from(std::process::id().wrapping_mul(7919) % u32::from(span)).unwrap();
+    loop {
+        let port = PORTS.start + (start + NEXT.fetch_add(1, Ordering::Relaxed) % span) % span;
+        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A loopback address with a free port.
+pub(crate) fn free_address() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, free_port()).into()
+}
+
+/// Whether `[::1]` can be bound here.
+pub(crate) fn has_ipv6() -> bool {
+    TcpListener::bind("[::1]:0").is_ok()
+}
+
+/// Sets the watchdog on both directions of a stream.
+pub(crate) fn guard(stream: &TcpStream) {
+    stream.set_read_timeout(Some(WATCHDOG)).unwrap();
+    stream.set_write_timeout(Some(WATCHDOG)).unwrap();
+    stream.set_nodelay(true).unwrap();
+}
+
+/// Connects with watchdogs.
+pub(crate) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, WATCHDOG)?;
+    guard(&stream);
+    Ok(stream)
+}
+
+/// Closes with RST, whatever is still unsent.
+pub(crate) fn reset(stream: TcpStream) {
+    reset_when_closed(&stream);
+    drop(stream);
+}
+
+/// Makes the close, when the last duplicate goes, a RST.
+pub(crate) fn reset_when_closed(stream: &TcpStream) {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Makes the kernel take few bytes for us when we do not read.
+pub(crate) fn small_receive_buffer(stream: &TcpStream) {
+    SockRef::from(stream).set_recv_buffer_size(4096).unwrap();
+}
+
+/// A listener whose queue is full: the kernel drops further SYNs, so that a connect to it hangs.
+#[derive(Debug)]
+pub(crate) struct Hole {
+    pub(crate) address: SocketAddr,
+    _listener: Socket,
+    _fillers: Vec<Socket>,
+}
+
+impl Hole {
+    /// Opens one on a loopback address.
+    pub(crate) fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let fillers = (0..8)
+            .map(|_| {
+                let filler = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                filler.set_nonblocking(true).unwrap();
+                // In progress, or in the queue: both is what is wanted.
+                let _ = filler.connect(&address.into());
+                filler
+            })
+            .collect();
+        let hole = Self { address, _listener: listener, _fillers: fillers };
+        super::await_some("the hole to be one", WATCHDOG, || {
+            TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_err().then_some(())
+        });
+        hole
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// FIN.
+    Clean,
+    /// RST (or any other error than a time-out).
+    Reset,
+    /// Neither, within the watchdog.
+    Never,
+}
+
+/// Reads to the end: what came and how it ended.
+pub(crate) fn read_to_the_end(stream: &mut TcpStream) -> (Vec<u8>, End) {
+    let mut all = Vec::new();
+    let mut chunk = vec![0; 65_536];
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => return (all, End::Clean),
+            Ok(n) => all.extend_from_slice(&chunk[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return (all, End::Never),
+            Err(_) => return (all, End::Reset),
+        }
+    }
+}
