@@ -113,9 +113,23 @@ pub const LOG_LINES_PER_SECOND: u32 = 20;
 pub const LOG_QUEUE: usize = 1024;
 /// A shard ends by itself within [`GRACE`]; one that has not this long after it is stuck, and the process goes without it.
 pub const STUCK: Duration = Duration::from_secs(5);
+/// Between two frames on a tunnel to the author's programs: they start a thread per message and do not check the order (0x80 §5,
+/// as all of these).
+pub const ORIGINAL_PACE: Duration = Duration::from_millis(1);
+/// A client that has said nothing for this long has its flow opened without data.
+pub const ORIGINAL_OPEN: Duration = Duration::from_millis(200);
+/// Requests that keep a flow alive: their server closes one 20 s after the last.
+pub const ORIGINAL_KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// Their server never reports a failed connect: without a reply a flow ends after this.
+pub const ORIGINAL_ANSWER: Duration = Duration::from_secs(30);
+/// After the last request for it an (ip, port) rests this long: their 20 s timer must have fired before it is used again.
+pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
+/// Their inter-server never says that a client has gone: our server ends a flow idle both ways after this.
+pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
 const _: () = assert!(CHALLENGE_BYTES + AUTH_TAIL_BYTES <= 255 && CHALLENGE_MAX + AUTH_TAIL_BYTES <= 255);
+const _: () = assert!(V80_ORIGINAL_FRAME_MAX > V80_HEADER_MAX);
 const _: () = assert!(SLOTS_MIN <= SLOTS_POSTED && SLOTS_POSTED.is_power_of_two());

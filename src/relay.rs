@@ -15,12 +15,13 @@
 //! * a flow has one timer at most; it and the flow go together;
 //! * a tunnel is in `idle` exactly when nothing is on its link.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tracing::debug;
 
 use crate::limits;
-use crate::link::{Link, LinkEvent, LinkFault, Reset};
+use crate::link::{Link, LinkEvent, LinkFault, ORIGINAL, Reset};
 use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
 use crate::protocol::v80::Side;
@@ -40,6 +41,7 @@ pub const FIRST_ROLE_TIMER: u8 = 16;
 /// A tunnel's timers.
 const BLOCKED: u8 = 1;
 const DISCARDING: u8 = 2;
+const _: () = assert!(ORIGINAL > DISCARDING && ORIGINAL < FIRST_ROLE_TIMER);
 
 /// Limits that the operator can set.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +99,8 @@ pub struct Flow<E> {
     reading: Reading,
     own_end: bool,
     peer_end: bool,
+    /// What its connection still sends is dropped; only its end is waited for, so that closing does not destroy what was written.
+    is_deaf: bool,
     /// Since when its full outbox has kept the tunnel unread.
     blocking_since: Option<Time>,
     last_progress: Time,
@@ -229,6 +233,7 @@ impl<E> Relay<E> {
                     }
                     self.on_peer_end(core, flow);
                 }
+                LinkEvent::Over(flow) => self.on_over(core, flow),
             }
         }
         self.touch(core, tunnel);
@@ -246,9 +251,15 @@ impl<E> Relay<E> {
     /// The socket's failure.
     pub fn on_tunnel_sent(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk, result: Result<u32, Errno>) -> Result<(), Errno> {
         let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(()) };
-        let woken = here.link.on_sent(chunk, result)?;
-        here.link.flush(core);
-        for flow in woken {
+        let woken = here.link.on_sent(chunk, result, core.now())?;
+        here.link.flush(core, tunnel);
+        self.wake(core, woken);
+        Ok(())
+    }
+
+    /// There is room for what these flows have to send.
+    fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+        for flow in flows {
             if let Some(flow) = self.flows.get_mut(flow)
                 && flow.reading == Reading::WaitingForRoom
             {
@@ -256,7 +267,6 @@ impl<E> Relay<E> {
             }
             self.read_on(core, flow);
         }
-        Ok(())
     }
 
     /// Ends a tunnel: its flows are reset, and the role gets those that nothing has touched.
@@ -264,6 +274,7 @@ impl<E> Relay<E> {
         let mut here = self.tunnels.remove(tunnel)?;
         core.cancel_timer(&mut here.blocked_timer);
         core.cancel_timer(&mut here.discarding_timer);
+        here.link.cancel_timer(core);
         self.idle.retain(|&idle| idle != tunnel);
         let (bytes_in, bytes_out) = here.link.bytes();
         self.bytes_before.0 += bytes_in;
@@ -307,6 +318,11 @@ impl<E> Relay<E> {
             if here.link.flows() > 1 {
                 self.cut_blocking_flows(core, tunnel);
             }
+        } else if what == ORIGINAL {
+            for flow in here.link.on_time(core.now()) {
+                debug!(flow = ?flow, "ended: no reply");
+                let _told = self.give_up(core, flow, false);
+            }
         }
         self.touch(core, tunnel);
         self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.link.flows() == 0)
@@ -337,6 +353,7 @@ impl<E> Relay<E> {
             if is_idle {
                 here.idle_since = core.now();
                 self.idle.push(tunnel);
+                self.has_openings = true;
             } else {
                 self.idle.retain(|&idle| idle != tunnel);
             }
@@ -373,6 +390,7 @@ impl<E> Relay<E> {
             reading: Reading::Off,
             own_end: false,
             peer_end: false,
+            is_deaf: false,
             blocking_since: None,
             last_progress: core.now(),
             timer: None,
@@ -449,7 +467,9 @@ impl<E> Relay<E> {
         here.reading = Reading::Off;
         match what {
             Incoming::Data(chunk) => {
-                here.last_progress = core.now();
+                if !here.is_deaf {
+                    here.last_progress = core.now();
+                }
                 self.send(core, flow, chunk);
                 self.read_on(core, flow);
                 None
@@ -457,11 +477,12 @@ impl<E> Relay<E> {
             Incoming::End => {
                 here.reading = Reading::Ended;
                 here.own_end = true;
+                here.is_deaf = false;
                 let (tunnel, destination) = (here.tunnel, here.destination);
                 if let Some(tunnel) = tunnel
                     && let Some(place) = self.tunnels.get_mut(tunnel)
                 {
-                    place.link.finish(destination, core.now());
+                    here.peer_end |= place.link.finish(destination, core.now());
                     self.touch(core, tunnel);
                 }
                 self.after_end(core, flow);
@@ -533,6 +554,11 @@ impl<E> Relay<E> {
         if here.reading != Reading::Off || !here.is_connected || here.is_held {
             return;
         }
+        if here.is_deaf {
+            here.reading = Reading::Armed;
+            core.receive(here.socket);
+            return;
+        }
         let Some(place) = here.tunnel.and_then(|tunnel| self.tunnels.get_mut(tunnel)) else { return };
         if place.link.has_room() {
             here.reading = Reading::Armed;
@@ -557,6 +583,14 @@ impl<E> Relay<E> {
         here.outbox.finish();
         self.mark_dirty(flow);
         self.after_end(core, flow);
+    }
+
+    /// The peer sends no more and takes no more: both ends are passed at once.
+    fn on_over(&mut self, core: &mut Core, flow: Key) {
+        let Some(here) = self.flows.get_mut(flow) else { return };
+        here.is_deaf = !here.own_end;
+        here.own_end = true;
+        self.on_peer_end(core, flow);
     }
 
     fn after_end(&mut self, core: &mut Core, flow: Key) {
@@ -663,7 +697,9 @@ impl<E> Relay<E> {
         for tunnel in std::mem::take(&mut self.dirty_tunnels) {
             if let Some(here) = self.tunnels.get_mut(tunnel) {
                 here.is_dirty = false;
-                here.link.flush(core);
+                here.link.flush(core, tunnel);
+                let woken = here.link.take_woken();
+                self.wake(core, woken);
             }
         }
         for flow in std::mem::take(&mut self.dirty_flows) {
@@ -682,7 +718,7 @@ impl<E> Relay<E> {
             return;
         }
         here.outbox.flush(core, here.socket);
-        if here.outbox.is_done() && here.tunnel.is_none() {
+        if here.outbox.is_done() && here.tunnel.is_none() && !here.is_deaf {
             self.remove_flow(core, flow, Closing::Graceful);
         }
     }
