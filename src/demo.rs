@@ -43,7 +43,8 @@ pub fn run() -> Result<(), Failure> {
     let second = cores.get(1).copied().unwrap_or(first);
     let entry = config(Role::InterServer(entry_settings()), first, cipher.clone());
     let exit = config(Role::Server(exit_settings(tunnel)), second, cipher);
-    let ended = run::runtime()?.block_on(async {
+    let runtime = run::runtime()?;
+    let ended = runtime.block_on(async {
         let events = run::events()?;
         let page = serve_page().await.map_err(|cause| Failure::other(format!("cannot serve the demo's page: {cause}")))?;
         let entry = run::start(&entry, entry_sockets.take(), 0, &events)?;
@@ -52,6 +53,7 @@ pub fn run() -> Result<(), Failure> {
         let announce = Announce { started: Some(Box::new(|| ())), tunnel: Some(Box::new(tell)) };
         Control::new(events, vec![entry, exit], None, announce).run().await
     });
+    runtime.shutdown_background();
     drop(log);
     ended
 }

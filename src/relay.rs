@@ -281,6 +281,13 @@ impl<E> Relay<E> {
         Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), untouched })
     }
 
+    /// The tunnels whose other end is gone without a completion to say so: looked for where something is stuck.
+    #[must_use]
+    pub fn lost_tunnels(&self, core: &Core) -> Vec<Key> {
+        let stuck = self.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_blocked() || !tunnel.link.is_flushed());
+        stuck.filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
+    }
+
     /// A tunnel's timer has fired. `true`: it is done with and must be ended.
     pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> bool {
         let Some(here) = self.tunnels.get_mut(tunnel) else { return false };

@@ -235,6 +235,9 @@ impl Common {
         if allow_servers.is_empty() {
             allow_servers = loopback();
         }
+        if let Some(all) = allow_servers.iter().find(|network| network.prefix_len() == 0) {
+            self.warnings.push(format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic"));
+        }
         let settings = inter_server::Settings {
             allow_servers,
             credentials,

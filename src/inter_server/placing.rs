@@ -72,9 +72,16 @@ impl InterServer {
             return;
         }
         let Some(waiting) = self.hand_over(core, waiting) else { return };
-        if self.relay.tunnels.is_empty() && !waiting.replied {
-            info!("client at {}: no server attached", Peer(waiting.peer));
-            self.refuse_waiting(core, waiting, Reply::GeneralFailure);
+        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied {
+            Some("no server attached")
+        } else if self.waiting.len() >= limits::WAITING_MAX {
+            Some("too many clients wait for a tunnel")
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            info!("client at {}: {why}", Peer(waiting.peer));
+            self.turn_away(core, waiting);
             return;
         }
         let pause = if waiting.may_share { self.settings.wait_for_tunnel } else { limits::WAIT_FOR_OWN_TUNNEL };
@@ -165,17 +172,22 @@ impl InterServer {
             Event::Timer { .. } => {
                 let Some(waiting) = self.waiting.remove(key) else { return };
                 info!("client at {}: no tunnel became free in time", Peer(waiting.peer));
-                if waiting.replied {
-                    core.close(waiting.socket, Closing::Reset);
-                } else {
-                    self.refuse_waiting(core, waiting, Reply::GeneralFailure);
-                }
+                self.turn_away(core, waiting);
             }
             // A receive was outstanding when the flow lost its tunnel: what comes goes first on the next one. A FIN is found again there.
             Event::Received { what: Incoming::Data(chunk), .. } => waiting.early.extend_from_slice(chunk.as_slice()),
             Event::Received { what: Incoming::End, .. } => {}
             Event::Received { what: Incoming::Failed(_), .. } => self.abandon(core, key),
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
+        }
+    }
+
+    /// No tunnel for this client: it is told, or reset if it has been told success before.
+    fn turn_away(&mut self, core: &mut Core, waiting: Waiting) {
+        if waiting.replied {
+            core.close(waiting.socket, Closing::Reset);
+        } else {
+            self.refuse_waiting(core, waiting, Reply::GeneralFailure);
         }
     }
 

@@ -12,11 +12,13 @@ use crate::config::{Config, Role};
 use crate::control::{Announce, Control, Event, Events, Group};
 use crate::exit::Failure;
 use crate::inter_server::ListenerKind;
-use crate::limits::{SLOT_BYTES, SLOTS_MIN};
+use crate::limits::{QUEUE_BYTES, SLOT_BYTES};
 use crate::protocol::v80::Profile;
 use crate::rlimits;
 use crate::shard::board::Board;
 use crate::shard::inbox::Inbox;
+use crate::shard::ring::Sizes;
+use crate::shard::startup;
 use crate::shard::{Plan, affinity};
 use crate::telemetry::log;
 use crate::{inter_server, server};
@@ -30,7 +32,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let log = log::start(config.log).map_err(|cause| Failure::other(format!("cannot start the log: {cause}")))?;
     let descriptors = rlimits::raise_nofile();
     let mut bound = Bound::new(&config.listeners, config.cores.len())?;
-    let ended = runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         let events = events()?;
         let group = start(&config, bound.take(), 0, &events)?;
         let resolver = config.resolver;
@@ -48,6 +51,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
         let announce = Announce { started: Some(Box::new(started)), tunnel: None };
         Control::new(events, vec![group], resolver, announce).run().await
     });
+    // Not waited for: a thread that writes to a standard output that nobody reads, a look-up.
+    runtime.shutdown_background();
     if ended.is_ok() {
         tracing::info!("stopped");
     }
@@ -157,15 +162,15 @@ fn say_start(config: &Config) {
     if config.profile == Profile::Original {
         tracing::warn!("profile original: for looking at the author's programs, not for work");
     }
+    let shards = config.cores.len();
+    tracing::info!(role = name(&config.role), shards, cores = affinity::as_text(&config.cores), "started");
     let slots = config.buffer_memory / SLOT_BYTES;
-    debug_assert!(slots >= SLOTS_MIN, "checked where it was read");
+    let (slot_kib, ring_kib) = (SLOT_BYTES >> 10, usize::try_from(startup::locked_kib(Sizes::default())).unwrap_or(0));
     tracing::info!(
-        role = name(&config.role),
-        shards = config.cores.len(),
-        cores = ?config.cores,
-        buffers_per_shard = %format_args!("{slots} x {} KiB", SLOT_BYTES >> 10),
-        memory_mib = (slots * SLOT_BYTES * config.cores.len()) >> 20,
-        "started"
+        "memory: {shards} x ({slots} slots x {slot_kib} KiB + ring {ring_kib} KiB) = {} KiB, taken once; \
+         beyond that at most {} KiB for each socket that does not take its bytes",
+        shards * (slots * slot_kib + ring_kib),
+        QUEUE_BYTES >> 10,
     );
     if let Role::Server(settings) = &config.role {
         for target in &settings.dial {

@@ -384,6 +384,30 @@ impl Core {
         }
     }
 
+    /// Whether the other end of a connection is gone although no event has said so.
+    #[must_use]
+    pub fn is_lost(&self, socket: Key) -> bool {
+        self.entry(socket).is_some() && self.io.is_lost(SocketId(socket.index))
+    }
+
+    /// Ends all sockets: flows with RST, so that nothing cut looks whole, the others in order.
+    pub(super) fn close_all(&mut self) {
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if matches!(entry.life, Life::Free | Life::Awaited { .. }) || entry.closing.is_some() {
+                continue;
+            }
+            let how = if matches!(entry.owner, Owner::Flow(_) | Owner::Waiting(_)) { Closing::Reset } else { Closing::Graceful };
+            let index = u32::try_from(index).expect("descriptors are fewer than 2^32");
+            self.close(Key { index, generation: entry.generation }, how);
+        }
+    }
+
+    /// Whether every socket is closed.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.in_use == 0
+    }
+
     /// Ends a socket. From now on none of its completions reaches anybody.
     pub fn close(&mut self, socket: Key, how: Closing) {
         let Some(entry) = self.entry_mut(socket) else { return };

@@ -24,9 +24,14 @@ struct Lines {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        Self { child, out: Lines::of(out), err: Lines::of(err) }
+        Self::with_output(command, Stdio::piped())
+    }
+
+    pub(crate) fn with_output(command: &mut Command, out: Stdio) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(out).stderr(Stdio::piped()).spawn().unwrap();
+        let out = child.stdout.take().map_or_else(|| Lines::of(std::io::empty()), Lines::of);
+        let err = Lines::of(child.stderr.take().unwrap());
+        Self { child, out, err }
     }
 
     /// Waits for a line of the log that has these words.

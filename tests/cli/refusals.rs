@@ -124,6 +124,14 @@ fn a_shared_port_off_private_networks_takes_no_clients_without_a_password_and_sa
 }
 
 #[test]
+fn servers_from_everywhere_are_warned_about() {
+    let output = Folder::new().inter_server(&[&ENTRY[..], &["--allow-servers", "192.0.2.0/24", "::/0"]].concat());
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("warning: ") && text.contains("from everywhere (::/0)"), "{text}");
+}
+
+#[test]
 fn credentials_that_are_none_are_refused_without_being_repeated() {
     let folder = Folder::new();
     for wrong in ["hunter2", ":hunter2", "hunter2:", "hunter2:a\nhunter2:b", ""] {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
@@ -103,6 +104,31 @@ fn the_start_says_what_the_protocol_does_not_protect_and_what_is_listened_on() {
     entry.listens("servers");
     entry.signal("INT");
     assert_eq!(entry.ended().0.code(), Some(0));
+}
+
+#[test]
+fn a_standard_output_that_nobody_reads_holds_up_neither_flows_nor_the_end() {
+    let folder = Folder::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    while (&theirs).write(&[b'x'; 4096]).is_ok() {}
+    while (&theirs).write(b"x").is_ok() {}
+    theirs.set_nonblocking(false).unwrap();
+    let key = folder.text("key");
+    let base = ["inter-server", "--protocol", "0x80", "--key-file", &key];
+    let mut entry = Process::with_output(&mut zhwkprox(&[&base[..], &ENTRY[..]].concat()), OwnedFd::from(theirs).into());
+    let (servers, clients) = (entry.listens("servers"), entry.listens("socks5 clients"));
+    entry.signal("USR1");
+    let mut exit = exit(&folder, servers, &[]);
+    exit.said("started");
+    exit.wait_for_state(|state| state["tunnels"].as_u64() >= Some(1));
+    let port = echo();
+    // A name has to pass the control thread.
+    echoes(&mut connect(clients, "localhost", port), b"still there");
+    entry.signal("USR1");
+    entry.signal("TERM");
+    assert_eq!(entry.ended().0.code(), Some(0));
+    drop(ours);
 }
 
 #[test]
@@ -291,6 +317,51 @@ fn name_server() -> SocketAddr {
 }
 
 #[test]
+fn one_shared_port_serves_servers_and_clients() {
+    let folder = Folder::new();
+    let mut entry = entry(&folder, &["--shared", "127.0.0.1:0"]);
+    let shared = entry.listens("servers and socks5 clients");
+    let _exit = exit(&folder, shared, &[]);
+    entry.wait_for_state(|state| state["tunnels"].as_u64() >= Some(1));
+    echoes(&mut connect(shared, "127.0.0.1", echo()), b"through one port");
+}
+
+#[test]
+fn a_shared_port_on_every_address_closes_on_clients_and_takes_servers() {
+    let folder = Folder::new();
+    let mut entry = entry(&folder, &["--shared", "0.0.0.0:0"]);
+    entry.said("clients are not taken");
+    let port = entry.listens("servers").port();
+    let shared = SocketAddr::from(([127, 0, 0, 1], port));
+    let _exit = exit(&folder, shared, &[]);
+    entry.wait_for_state(|state| state["tunnels"].as_u64() >= Some(1));
+    let mut client = TcpStream::connect(shared).unwrap();
+    client.set_read_timeout(Some(crate::process::WATCHDOG)).unwrap();
+    client.write_all(&[5, 1, 0]).unwrap();
+    let answer = client.read(&mut [0; 1]);
+    assert!(matches!(answer, Ok(0)) || answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_panic_of_a_shard_ends_the_process_with_one_line() {
+    const INSIDE: &str = "ZHWKPROX_TEST_PANIC";
+    if std::env::var_os(INSIDE).is_some() {
+        // The child: what `run` sets up, and a shard's thread that panics.
+        let runtime = zhwkprox::run::runtime().unwrap();
+        let _events = runtime.block_on(async { zhwkprox::run::events().unwrap() });
+        let shard = std::thread::Builder::new().name("shard-1".to_owned());
+        let _ = shard.spawn(|| panic!("on purpose\nover two lines")).unwrap().join();
+        unreachable!("the process has ended");
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    let output =
+        again.args(["--exact", "running::a_panic_of_a_shard_ends_the_process_with_one_line", "--nocapture"]).env(INSIDE, "1").output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    one_line(&said(&output), &["shard-1 panicked at tests/cli/running.rs:", "on purpose, over two lines"]);
+}
+
+#[test]
 fn names_are_looked_up_at_the_inter_server_and_for_dialling() {
     let folder = Folder::new();
     let resolver = name_server().to_string();
@@ -353,7 +424,8 @@ fn the_demo_prints_two_lines_to_try_and_the_first_one_works() {
     }
     demo.signal("INT");
     let (status, _, err) = demo.ended();
-    assert_eq!((status.code(), err.as_str()), (Some(0), ""));
+    assert_eq!(status.code(), Some(0), "{err}");
+    assert!(!err.contains("ERROR") && !err.contains("panicked"), "{err}");
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //! * a chunk that is being sent is compared with what it was when it was submitted, at every step.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -98,6 +99,8 @@ pub(crate) struct SimIo {
     ends: BTreeMap<EndId, SocketId>,
     lent: Vec<u32>,
     completed: Vec<Done>,
+    /// Sockets whose connect or accept failed in what was delivered last: the shard may have cancelled them before it saw that.
+    just_failed: BTreeSet<SocketId>,
     bell: Rc<RefCell<bool>>,
     gauge: Rc<RefCell<Gauge>>,
 }
@@ -116,6 +119,7 @@ impl SimIo {
             ends: BTreeMap::new(),
             lent: Vec::new(),
             completed: Vec::new(),
+            just_failed: BTreeSet::new(),
             bell: Rc::default(),
             gauge: Rc::default(),
         };
@@ -240,9 +244,9 @@ impl SimIo {
         if self.rng.chance(self.temper.late_cancels) {
             self.progress(id);
         }
-        let on_the_way = self.undelivered(id);
+        let on_the_way = self.undelivered(id) || self.just_failed.contains(&id);
         match self.sockets.get_mut(&id) {
-            // Its completion is on the way, the shard cannot know it yet.
+            // It never came to be; the shard had not seen its completion yet.
             None if on_the_way => {}
             None => panic!("cancel on unknown socket {}", id.0),
             Some(Socket::Listener { accepts, .. }) => {
@@ -419,18 +423,51 @@ impl SimIo {
         }
     }
 
-    /// Gives out what is completed, in any order, and keeps some of it for later.
+    /// Gives out what is completed, in any order, and keeps some of it for later. Only the order of one socket's completions is kept, as
+    /// in the kernel: a send that was told of a reset is seen before the receive that, for that reason, is not.
     fn deliver(&mut self, done: &mut Vec<Done>) {
-        let all = std::mem::take(&mut self.completed);
-        for one in all {
-            if self.rng.chance(self.temper.delayed) { self.completed.push(one) } else { done.push(one) }
+        let mut kept = BTreeSet::new();
+        for one in std::mem::take(&mut self.completed) {
+            let socket = one.token.socket();
+            if kept.contains(&socket) || self.rng.chance(self.temper.delayed) {
+                kept.insert(socket);
+                self.completed.push(one);
+            } else {
+                done.push(one);
+            }
         }
-        self.rng.shuffle(done);
+        let in_order: Vec<SocketId> = done.iter().map(|done| done.token.socket()).collect();
+        let mut places: Vec<usize> = (0..done.len()).collect();
+        self.rng.shuffle(&mut places);
+        // Where several are of one socket, they take its places from the first to the last.
+        let mut of_socket: BTreeMap<SocketId, BinaryHeap<Reverse<usize>>> = BTreeMap::new();
+        for (socket, place) in in_order.iter().zip(&places) {
+            of_socket.entry(*socket).or_default().push(Reverse(*place));
+        }
+        let mut placed: Vec<(usize, Done)> = Vec::with_capacity(done.len());
+        for (socket, one) in in_order.iter().zip(done.drain(..)) {
+            let place = of_socket.get_mut(socket).and_then(BinaryHeap::pop).expect("a place for each");
+            placed.push((place.0, one));
+        }
+        placed.sort_by_key(|(place, _)| *place);
+        done.extend(placed.into_iter().map(|(_, one)| one));
+        self.just_failed = done.iter().filter(|done| done.is_failed_birth()).map(|done| done.token.socket()).collect();
         self.gauge.borrow_mut().delivered += done.len() as u64;
         if !self.completed.is_empty() {
             let time = self.world.now() + self.rng.between(1, 50) * MICROSECOND;
             self.world.wake_at(Owner::Host(self.host), time);
         }
+    }
+}
+
+trait Birth {
+    /// Whether a socket did not come to be.
+    fn is_failed_birth(&self) -> bool;
+}
+
+impl Birth for Done {
+    fn is_failed_birth(&self) -> bool {
+        self.result.is_err() && matches!(self.token.kind(), Some(Kind::Connect | Kind::Accept))
     }
 }
 
@@ -493,6 +530,11 @@ impl Io for SimIo {
             }
             other => panic!("socket {} cannot be detached: it is {other:?}", id.0),
         }
+    }
+
+    /// In the simulation a lost path fails the connection by itself.
+    fn is_lost(&self, _: SocketId) -> bool {
+        false
     }
 
     fn slots_available(&self) -> usize {

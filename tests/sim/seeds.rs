@@ -153,6 +153,7 @@ pub(crate) fn run(seed: u64) -> Outcome {
         let start = start + rng.below(spread + 1);
         simulation.add_client(client(&mut rng, start, target, plan, &mut plans));
     }
+    plans.calm = plans.is_calm();
     simulation.add_faults(faults(&mut rng, start));
 
     let deadline = simulation.now() + 1_000 * SECOND;

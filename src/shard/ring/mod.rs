@@ -14,6 +14,7 @@
 //! * at most [`SLOTS_POSTED`] slots are lent to the kernel.
 #![expect(unsafe_code, reason = "vouches for the memory that entries name")]
 
+mod lost;
 mod options;
 mod posted;
 mod queue;
@@ -412,6 +413,13 @@ impl Io for Ring {
 
     fn detach(&mut self, id: SocketId) -> OwnedFd {
         self.sockets.take_idle(id)
+    }
+
+    fn is_lost(&self, id: SocketId) -> bool {
+        match self.sockets.get(id.0 as usize) {
+            Some(Record::Open(socket)) => lost::is_lost(&socket.descriptor),
+            _ => false,
+        }
     }
 
     fn slots_available(&self) -> usize {
