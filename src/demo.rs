@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::Router;
 use axum::routing::get;
 
-use crate::config::{Config, ListenAt, Listener, Profile, Role, loopback};
+use crate::config::{Config, ListenAt, Listener, Role, loopback};
 use crate::control::{Announce, Control};
 use crate::crypto::fixed_iv::{MessageCipher, Method};
 use crate::exit::Failure;
 use crate::inter_server::{self, ListenerKind};
 use crate::keys::Key;
 use crate::limits;
+use crate::protocol::v80::Profile;
 use crate::rlimits;
 use crate::run::listeners::Bound;
 use crate::run::{self, tcp_address};
@@ -42,7 +43,8 @@ pub fn run() -> Result<(), Failure> {
     let second = cores.get(1).copied().unwrap_or(first);
     let entry = config(Role::InterServer(entry_settings()), first, cipher.clone());
     let exit = config(Role::Server(exit_settings(tunnel)), second, cipher);
-    let ended = run::runtime()?.block_on(async {
+    let runtime = run::runtime()?;
+    let ended = runtime.block_on(async {
         let events = run::events()?;
         let page = serve_page().await.map_err(|cause| Failure::other(format!("cannot serve the demo's page: {cause}")))?;
         let entry = run::start(&entry, entry_sockets.take(), 0, &events)?;
@@ -51,6 +53,7 @@ pub fn run() -> Result<(), Failure> {
         let announce = Announce { started: Some(Box::new(|| ())), tunnel: Some(Box::new(tell)) };
         Control::new(events, vec![entry, exit], None, announce).run().await
     });
+    runtime.shutdown_background();
     drop(log);
     ended
 }

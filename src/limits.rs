@@ -58,6 +58,8 @@ pub const SPARE_IDLE: Duration = Duration::from_secs(60);
 pub const SPARE_MIN: usize = 2;
 /// Default of `--max-tunnels`, per shard and inter-server.
 pub const MAX_TUNNELS: usize = 256;
+/// How often a role looks at its tunnels: for spares to close and for other ends that are gone.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Running flows have this long after SIGTERM.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// Redial backoff: full jitter between these.
@@ -75,6 +77,8 @@ pub const ACCEPTS_POSTED: usize = 4;
 
 /// Connections per shard that have not authenticated (tunnel side) or not asked (SOCKS side); above it the oldest goes.
 pub const UNAUTHENTICATED_MAX: usize = 1024;
+/// Clients per shard that wait for a tunnel; the next one is told at once.
+pub const WAITING_MAX: usize = 4096;
 /// Completions worked on in one turn; the rest is first in the next.
 pub const COMPLETIONS_PER_TURN: usize = 256;
 

@@ -126,7 +126,7 @@ impl Outbox {
     }
 
     /// Copies out what waits behind the outstanding send and should not hold a slot meanwhile.
-    fn let_go_of_slots(&mut self, core: &Core) {
+    pub fn let_go_of_slots(&mut self, core: &Core) {
         let low = core.slots_are_low();
         for chunk in &mut self.queue {
             if chunk.holds_slot() && (low || chunk.len() <= SLOT_BYTES / 2) {

@@ -281,6 +281,13 @@ impl<E> Relay<E> {
         Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), untouched })
     }
 
+    /// The tunnels whose other end is gone without a completion to say so: looked for where something is stuck.
+    #[must_use]
+    pub fn lost_tunnels(&self, core: &Core) -> Vec<Key> {
+        let stuck = self.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_blocked() || !tunnel.link.is_flushed());
+        stuck.filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
+    }
+
     /// A tunnel's timer has fired. `true`: it is done with and must be ended.
     pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> bool {
         let Some(here) = self.tunnels.get_mut(tunnel) else { return false };
@@ -576,7 +583,8 @@ impl<E> Relay<E> {
         let (tunnel, destination) = (here.tunnel.take(), here.destination);
         let unfinished = is_broken
             && match self.side {
-                Side::Entry => !here.peer_end,
+                // One of the ends is missing, or there would be no tunnel: a request that was cut, or a reply that nobody takes.
+                Side::Entry => true,
                 Side::Exit => !here.own_end && here.has_sent,
             };
         let was_blocking = here.blocking_since.take().is_some();
@@ -661,6 +669,8 @@ impl<E> Relay<E> {
     fn flush_flow(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.flows.get_mut(flow) else { return };
         if !here.is_connected {
+            // Destinations that do not answer must not keep the slots of those that do.
+            here.outbox.let_go_of_slots(core);
             return;
         }
         here.outbox.flush(core, here.socket);

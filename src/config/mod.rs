@@ -16,6 +16,7 @@ use crate::inter_server::{self, ListenerKind};
 use crate::keys::{self, Key};
 use crate::limits;
 use crate::protocol::socks5::Credentials;
+use crate::protocol::v80::Profile;
 use crate::server;
 use crate::shard::affinity;
 use crate::telemetry::log;
@@ -57,15 +58,6 @@ pub enum Role {
     Server(server::Settings),
     /// The entry.
     InterServer(inter_server::Settings),
-}
-
-/// Whose program is on the other end of the tunnels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Profile {
-    /// This one, or one that keeps to the same rules.
-    Ours,
-    /// The author's own.
-    Original,
 }
 
 /// A socket to listen on.
@@ -242,6 +234,9 @@ impl Common {
         let mut allow_servers = values.all("allow-servers", parse::network)?;
         if allow_servers.is_empty() {
             allow_servers = loopback();
+        }
+        if let Some(all) = allow_servers.iter().find(|network| network.prefix_len() == 0) {
+            self.warnings.push(format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic"));
         }
         let settings = inter_server::Settings {
             allow_servers,

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{ListenAt, Profile};
+use super::ListenAt;
 use crate::crypto::fixed_iv::Method;
 use crate::limits;
 use crate::protocol::socks5::Credentials;
+use crate::protocol::v80::Profile;
 use crate::server::DialTarget;
 use crate::shard::affinity;
 use crate::telemetry::log;
@@ -209,4 +210,127 @@ pub(super) fn credentials(contents: &[u8]) -> Option<Credentials> {
     let fits = |part: &[u8]| (1..=255).contains(&part.len());
     let whole = fits(user) && fits(password) && !line.contains(&b'\n');
     whole.then(|| Credentials { user: user.to_vec(), password: password.to_vec() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_need_a_number_and_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        for wrong in
+            ["", "10", "s", "10 s", "1.5s", "-1s", "10d", "10S", "0s", "0ms", "99999999h", "99999999999999999999s", "18446744073709551615h"]
+        {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(duration_or_off("off"), Ok(None));
+        assert_eq!(duration_or_off("1s"), Ok(Some(Duration::from_secs(1))));
+        assert!(duration_or_off("never").is_err());
+    }
+
+    #[test]
+    fn sizes_are_binary_and_bounded() {
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("512KiB"), Ok(512 << 10));
+        assert_eq!(size("16M"), Ok(16 << 20));
+        assert_eq!(size("16 MiB"), Ok(16 << 20));
+        assert_eq!(size("1G"), Ok(1 << 30));
+        for wrong in ["", "MiB", "16MB", "16mb", "-1", "1.5GiB", "99999999999999999999", "18014398509481984GiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(buffer_memory("256KiB"), Ok(256 << 10));
+        assert_eq!(buffer_memory("4GiB"), Ok(4 << 30));
+        assert!(buffer_memory("255KiB").is_err());
+        assert!(buffer_memory("5GiB").is_err());
+    }
+
+    #[test]
+    fn cores_are_lists_of_what_may_be_used() {
+        let available = [0, 1, 2, 3, 6];
+        assert_eq!(cores("0", &available), Ok(vec![0]));
+        assert_eq!(cores("0-3,6", &available), Ok(vec![0, 1, 2, 3, 6]));
+        assert_eq!(cores("6,0", &available), Ok(vec![6, 0]));
+        for wrong in ["", "a", "0-", "-1", "3-0", "0,,1", "0-6", "4", "7", "0,0", "0-2,1", "1-18446744073709551615"] {
+            assert!(cores(wrong, &available).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn hosts_to_dial_are_names_or_addresses_with_a_port() {
+        let target = |host: &str, port| Ok(DialTarget { host: host.to_owned(), port });
+        assert_eq!(dial_target("entry.example:1992"), target("entry.example", 1992));
+        assert_eq!(dial_target("192.0.2.7:1"), target("192.0.2.7", 1));
+        assert_eq!(dial_target("[2001:db8::7]:1992"), target("2001:db8::7", 1992));
+        let long = format!("{}:1", "a".repeat(64));
+        for wrong in [
+            "",
+            "entry.example",
+            "entry.example:",
+            ":1992",
+            "a:0",
+            "a:65536",
+            "2001:db8::7:1992",
+            "[192.0.2.7]:1",
+            "[::1]",
+            "a..b:1",
+            "a b:1",
+            &long,
+        ] {
+            assert!(dial_target(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn listening_addresses_are_literal_or_unix_paths() {
+        assert_eq!(listen_at("[::1]:1080"), Ok(ListenAt::Tcp(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 1080)))));
+        assert_eq!(listen_at("unix:/run/relay/socks"), Ok(ListenAt::Unix(PathBuf::from("/run/relay/socks"))));
+        let long = format!("unix:/{}", "a".repeat(107));
+        for wrong in ["localhost:1080", "1080", "::1:1080", "unix:", "unix:socks", &long] {
+            assert!(listen_at(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn networks_may_be_single_addresses_and_lose_their_host_bits() {
+        assert_eq!(network("10.1.2.3/8").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(network("192.0.2.7").unwrap().to_string(), "192.0.2.7/32");
+        assert_eq!(network("2001:db8::1").unwrap().to_string(), "2001:db8::1/128");
+        assert!(network("10.0.0.0/33").is_err());
+        assert!(network("example.com").is_err());
+    }
+
+    #[test]
+    fn the_iv_is_sixteen_bytes_in_hex() {
+        assert_eq!(iv("000102030405060708090a0b0c0d0e0f"), Ok(DEFAULT_IV));
+        assert_eq!(iv("FFfF0000000000000000000000000000").unwrap()[..3], [255, 255, 0]);
+        for wrong in
+            ["", "00", "+00102030405060708090a0b0c0d0e0f0", "000102030405060708090a0b0c0d0e0g", "000102030405060708090a0b0c0d0e0f0"]
+        {
+            assert!(iv(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn name_servers_have_port_53_unless_another_is_named() {
+        assert_eq!(resolver("192.0.2.53"), Ok(SocketAddr::from(([192, 0, 2, 53], 53))));
+        assert_eq!(resolver("[::1]:5353"), Ok(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 5353))));
+        for wrong in ["", "dns.example", "192.0.2.53:0", "0.0.0.0"] {
+            assert!(resolver(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_one_line_with_a_colon() {
+        let found = credentials(b"user:pass:word\n").unwrap();
+        assert_eq!((found.user.as_slice(), found.password.as_slice()), (&b"user"[..], &b"pass:word"[..]));
+        assert_eq!(credentials(b"user:p\xff\r\n").unwrap().password, b"p\xff");
+        let long = [b"u:".to_vec(), vec![b'p'; 256]].concat();
+        for wrong in [&b""[..], b"user", b":password", b"user:", b"a:b\nc:d\n", &long] {
+            assert!(credentials(wrong).is_none());
+        }
+    }
 }

@@ -294,7 +294,8 @@ impl Control {
         } else {
             tracing::info!("stopping: running flows have {} s; a second signal stops at once", GRACE.as_secs());
         }
-        for shard in self.groups.iter().flat_map(Members::running) {
+        // In the demo the exit comes first: it need not wonder why its tunnels go.
+        for shard in self.groups.iter().rev().flat_map(Members::running) {
             shard.postbox.post(if now { Message::StopNow } else { Message::Stop });
         }
         self.events.later(if now { STUCK } else { GRACE + STUCK }, Deadline::Stop);

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::system_conf::parse_resolv_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
@@ -63,6 +65,8 @@ pub(super) struct Found {
 pub(super) struct Names {
     /// A name server to ask instead of the system's.
     server: Option<SocketAddr>,
+    paths: Paths,
+    look_again: Duration,
     /// `None` until it is first needed: nothing is said about the system's files before that.
     source: Option<Arc<Source>>,
     files: Files,
@@ -73,24 +77,33 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(server: Option<SocketAddr>) -> Self {
-        Self { server, source: None, files: Files::default(), looked_at: Instant::now(), time_limit: LOOK_UP, waiting: HashMap::new() }
+        Self {
+            server,
+            paths: Paths { resolv_conf: PathBuf::from(RESOLV_CONF), hosts: PathBuf::from(HOSTS) },
+            look_again: LOOK_AT_FILES,
+            source: None,
+            files: Files::default(),
+            looked_at: Instant::now(),
+            time_limit: LOOK_UP,
+            waiting: HashMap::new(),
+        }
     }
 
     /// Reads the system's files, or reads them again if they have changed: a laptop changes networks, and its name servers with them.
     pub(super) fn prepare(&mut self) -> Arc<Source> {
         if let Some(source) = &self.source
-            && self.looked_at.elapsed() < LOOK_AT_FILES
+            && self.looked_at.elapsed() < self.look_again
         {
             return Arc::clone(source);
         }
         self.looked_at = Instant::now();
-        let files = Files::look();
+        let files = Files::look(&self.paths);
         if self.source.is_some() && files != self.files {
-            tracing::info!("{RESOLV_CONF} or {HOSTS} has changed, read again");
+            tracing::info!("name servers or hosts have changed: read again");
             self.source = None;
         }
         self.files = files;
-        Arc::clone(self.source.get_or_insert_with(|| Arc::new(Source::read(self.server))))
+        Arc::clone(self.source.get_or_insert_with(|| Arc::new(Source::read(self.server, &self.paths))))
     }
 
     /// Looks a name up for somebody; the end is sent to `events`, for [`Self::on_found`].
@@ -129,13 +142,19 @@ impl std::fmt::Debug for Names {
     }
 }
 
+/// Where the system says how names are looked up.
+struct Paths {
+    resolv_conf: PathBuf,
+    hosts: PathBuf,
+}
+
 /// What tells one version of the two files from another.
 #[derive(Default, PartialEq, Eq)]
 struct Files([Option<(u64, i64, i64, u64)>; 2]);
 
 impl Files {
-    fn look() -> Self {
-        Self([RESOLV_CONF, HOSTS].map(|path| {
+    fn look(paths: &Paths) -> Self {
+        Self([&paths.resolv_conf, &paths.hosts].map(|path| {
             let found = fs::metadata(path).ok()?;
             Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
         }))
@@ -150,14 +169,14 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn read(server: Option<SocketAddr>) -> Self {
-        let hosts = Hosts::from_system().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read {HOSTS}: going on without");
-            Hosts::default()
-        });
+    fn read(server: Option<SocketAddr>, paths: &Paths) -> Self {
+        let mut hosts = Hosts::default();
+        if let Err(error) = fs::File::open(&paths.hosts).and_then(|file| hosts.read_hosts_conf(file)) {
+            tracing::warn!(%error, "cannot read {}: going on without", paths.hosts.display());
+        }
         let resolver = match server {
             Some(server) => Self::resolver_at(server),
-            None => Self::resolver_of_the_system(),
+            None => Self::resolver_as_in(&paths.resolv_conf),
         };
         let resolver = resolver.inspect_err(|error| tracing::warn!(%error, "no name server: names fail, addresses work")).ok();
         Self { hosts, resolver }
@@ -174,8 +193,10 @@ impl Source {
         builder.build()
     }
 
-    fn resolver_of_the_system() -> Result<TokioResolver, NetError> {
-        let mut builder = TokioResolver::builder_tokio()?;
+    fn resolver_as_in(resolv_conf: &Path) -> Result<TokioResolver, NetError> {
+        let (config, options) = parse_resolv_conf(fs::read(resolv_conf)?)?;
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
         Self::adjust(builder.options_mut());
         builder.build()
     }
@@ -189,11 +210,7 @@ impl Source {
     }
 
     async fn addresses(&self, text: &str) -> Answer {
-        // Names with an underscore are used, though no standard has them.
-        let name = Name::from_utf8(text).or_else(|_| Name::from_str_relaxed(text)).map_err(|_| NameError::NotFound)?;
-        if name.is_root() {
-            return Err(NameError::NotFound);
-        }
+        let name = parse(text).ok_or(NameError::NotFound)?;
         if let Some(found) = self.in_hosts(&name) {
             return Ok(found);
         }
@@ -224,6 +241,16 @@ impl Source {
         let found = interleave(family(RecordType::AAAA).unwrap_or_default(), family(RecordType::A).unwrap_or_default());
         (!found.is_empty()).then_some(found)
     }
+}
+
+/// A name that can be asked for. Underscores are let through: they are used, though no standard has them in host names.
+fn parse(text: &str) -> Option<Name> {
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| (1..=63).contains(&label.len()) && !label.contains(|c: char| c.is_whitespace() || c.is_control());
+    if !bare.split('.').all(label) {
+        return None;
+    }
+    Name::from_utf8(text).or_else(|_| Name::from_str_relaxed(text)).ok()
 }
 
 /// One family's addresses, at least one.

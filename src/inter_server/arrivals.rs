@@ -261,12 +261,12 @@ impl InterServer {
         let Stage::Resolving { port, early } = &mut arriving.stage else { return };
         let (port, early) = (*port, std::mem::take(early));
         match result {
-            Ok(addresses) => {
+            Ok(addresses) if !addresses.is_empty() => {
                 let targets = addresses.into_iter().map(|address| SocketAddr::new(address.to_canonical(), port)).collect();
                 let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
                 self.place(core, Waiting::new(socket, peer, targets, early).with_outbox(outbox));
             }
-            Err(NameError::NotFound) => self.refuse(core, key, Reply::HostUnreachable),
+            Ok(_) | Err(NameError::NotFound) => self.refuse(core, key, Reply::HostUnreachable),
             Err(error @ (NameError::Failed | NameError::Busy)) => {
                 debug!("client at {}: {error}", Peer(arriving.peer));
                 self.refuse(core, key, Reply::GeneralFailure);

@@ -86,8 +86,9 @@ pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Re
 
 /// A flow's timer: its first bytes have been held long enough.
 const HOLD: u8 = FIRST_ROLE_TIMER;
-/// The role's timer: running flows had their time.
-const GRACE: u8 = 0;
+/// The role's timers: look at the tunnels; the end of the grace time.
+const LOOK: u8 = 0;
+const GRACE: u8 = 1;
 
 /// What the entry keeps with a flow.
 #[derive(Debug)]
@@ -245,7 +246,20 @@ impl InterServer {
         self.after_loss(core, lost, &"the client of its only flow is gone");
     }
 
-    // ---- orders
+    // ---- time and orders
+
+    fn on_role_timer(&mut self, core: &mut Core, event: Event) {
+        let Event::Timer { what, .. } = event else { return };
+        if what == LOOK {
+            for tunnel in self.relay.lost_tunnels(core) {
+                self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
+            }
+            core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
+        } else {
+            warn!("{} flows did not finish in time", self.relay.flows.len());
+            self.stopped = true;
+        }
+    }
 
     fn on_message(&mut self, core: &mut Core, message: Message) {
         match message {
@@ -283,6 +297,7 @@ impl Role for InterServer {
             let socket = core.listen(descriptor, number, purpose);
             self.listeners.push((kind, socket));
         }
+        core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
     }
 
     fn on_event(&mut self, core: &mut Core, event: Event) {
@@ -295,10 +310,7 @@ impl Role for InterServer {
                     Owner::Tunnel(tunnel) => self.on_tunnel(core, tunnel, event),
                     Owner::Flow(flow) => self.on_flow(core, flow, event),
                     Owner::Waiting(key) => self.on_waiting(core, key, event),
-                    Owner::Role => {
-                        warn!("{} flows did not finish in time", self.relay.flows.len());
-                        self.stopped = true;
-                    }
+                    Owner::Role => self.on_role_timer(core, event),
                     Owner::Listener(_) | Owner::Accepting(_) => {}
                 }
             }

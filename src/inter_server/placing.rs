@@ -17,7 +17,7 @@ use crate::outbox::Outbox;
 use crate::protocol::socks5::{self, Reply};
 use crate::protocol::v80::frame::Destination;
 use crate::shard::buffers::Chunk;
-use crate::shard::core::{Closing, Core, Event, Owner};
+use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
 use crate::shard::slab::Key;
 use crate::shard::timers::TimerId;
@@ -72,9 +72,16 @@ impl InterServer {
             return;
         }
         let Some(waiting) = self.hand_over(core, waiting) else { return };
-        if self.relay.tunnels.is_empty() && !waiting.replied {
-            info!("client at {}: no server attached", Peer(waiting.peer));
-            self.refuse_waiting(core, waiting, Reply::GeneralFailure);
+        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied {
+            Some("no server attached")
+        } else if self.waiting.len() >= limits::WAITING_MAX {
+            Some("too many clients wait for a tunnel")
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            info!("client at {}: {why}", Peer(waiting.peer));
+            self.turn_away(core, waiting);
             return;
         }
         let pause = if waiting.may_share { self.settings.wait_for_tunnel } else { limits::WAIT_FOR_OWN_TUNNEL };
@@ -105,7 +112,11 @@ impl InterServer {
             return None;
         }
         let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| {
-            !tunnel.retired && !tunnel.link.is_blocked() && tunnel.link.discarding_since().is_none() && tunnel.link.is_free(destination)
+            !tunnel.retired
+                && tunnel.link.has_room()
+                && !tunnel.link.is_blocked()
+                && tunnel.link.discarding_since().is_none()
+                && tunnel.link.is_free(destination)
         });
         usable.min_by_key(|(_, tunnel)| tunnel.link.flows()).map(|(key, _)| key)
     }
@@ -161,13 +172,22 @@ impl InterServer {
             Event::Timer { .. } => {
                 let Some(waiting) = self.waiting.remove(key) else { return };
                 info!("client at {}: no tunnel became free in time", Peer(waiting.peer));
-                if waiting.replied {
-                    core.close(waiting.socket, Closing::Reset);
-                } else {
-                    self.refuse_waiting(core, waiting, Reply::GeneralFailure);
-                }
+                self.turn_away(core, waiting);
             }
-            Event::Accepted { .. } | Event::Connected { .. } | Event::Received { .. } | Event::Message(_) => {}
+            // A receive was outstanding when the flow lost its tunnel: what comes goes first on the next one. A FIN is found again there.
+            Event::Received { what: Incoming::Data(chunk), .. } => waiting.early.extend_from_slice(chunk.as_slice()),
+            Event::Received { what: Incoming::End, .. } => {}
+            Event::Received { what: Incoming::Failed(_), .. } => self.abandon(core, key),
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
+        }
+    }
+
+    /// No tunnel for this client: it is told, or reset if it has been told success before.
+    fn turn_away(&mut self, core: &mut Core, waiting: Waiting) {
+        if waiting.replied {
+            core.close(waiting.socket, Closing::Reset);
+        } else {
+            self.refuse_waiting(core, waiting, Reply::GeneralFailure);
         }
     }
 

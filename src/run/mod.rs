@@ -5,20 +5,20 @@
 
 pub mod listeners;
 
-use std::any::Any;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
 
-use crate::config::{Config, Profile, Role};
+use crate::config::{Config, Role};
 use crate::control::{Announce, Control, Event, Events, Group};
 use crate::exit::Failure;
 use crate::inter_server::ListenerKind;
-use crate::limits::{SLOT_BYTES, SLOTS_MIN};
+use crate::limits::{QUEUE_BYTES, SLOT_BYTES};
+use crate::protocol::v80::Profile;
 use crate::rlimits;
 use crate::shard::board::Board;
 use crate::shard::inbox::Inbox;
+use crate::shard::ring::Sizes;
+use crate::shard::startup;
 use crate::shard::{Plan, affinity};
 use crate::telemetry::log;
 use crate::{inter_server, server};
@@ -32,7 +32,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let log = log::start(config.log).map_err(|cause| Failure::other(format!("cannot start the log: {cause}")))?;
     let descriptors = rlimits::raise_nofile();
     let mut bound = Bound::new(&config.listeners, config.cores.len())?;
-    let ended = runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         let events = events()?;
         let group = start(&config, bound.take(), 0, &events)?;
         let resolver = config.resolver;
@@ -50,6 +51,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
         let announce = Announce { started: Some(Box::new(started)), tunnel: None };
         Control::new(events, vec![group], resolver, announce).run().await
     });
+    // Not waited for: a thread that writes to a standard output that nobody reads, a look-up.
+    runtime.shutdown_background();
     if ended.is_ok() {
         tracing::info!("stopped");
     }
@@ -67,20 +70,20 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     runtime.map_err(|cause| Failure::other(format!("cannot start the control thread: {cause}")))
 }
 
-/// The control thread's queue, and the hook that makes a panic one line.
+/// The control thread's queue. From here on a panic, of whatever thread, is one line and the end.
 ///
 /// # Errors
 /// No handler can be set for a signal.
 pub fn events() -> Result<Events, Failure> {
     std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
         let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
-        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        let what = panic.payload_as_str().unwrap_or("no message");
+        let _ = Failure::other(format!("{} panicked{place}: {what}", thread.name().unwrap_or("a thread"))).report();
+        std::process::exit(1);
     }));
     Events::new().map_err(|cause| Failure::other(format!("cannot handle signals: {cause}")))
 }
-
-/// Where the last panic happened: the hook knows, whoever catches it does not.
-static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
 /// Starts the shards of one role.
 ///
@@ -119,7 +122,6 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
 
 /// A shard from its thread's begin to its end.
 fn run_shard(plan: Plan, role: Role, cipher: crate::crypto::fixed_iv::MessageCipher) -> Result<(), String> {
-    let index = plan.index;
     let run = || {
         if let Some(core) = plan.core {
             affinity::pin_to(core)?;
@@ -129,18 +131,7 @@ fn run_shard(plan: Plan, role: Role, cipher: crate::crypto::fixed_iv::MessageCip
             Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
         }
     };
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|cause| cause.to_string()),
-        Err(panic) => {
-            let place = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            Err(format!("shard {index} panicked{place}: {}", said(&*panic)))
-        }
-    }
-}
-
-fn said(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&'static str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    run().map_err(|cause: std::io::Error| cause.to_string())
 }
 
 const fn name(role: &Role) -> &'static str {
@@ -171,15 +162,15 @@ fn say_start(config: &Config) {
     if config.profile == Profile::Original {
         tracing::warn!("profile original: for looking at the author's programs, not for work");
     }
+    let shards = config.cores.len();
+    tracing::info!(role = name(&config.role), shards, cores = affinity::as_text(&config.cores), "started");
     let slots = config.buffer_memory / SLOT_BYTES;
-    debug_assert!(slots >= SLOTS_MIN, "checked where it was read");
+    let (slot_kib, ring_kib) = (SLOT_BYTES >> 10, usize::try_from(startup::locked_kib(Sizes::default())).unwrap_or(0));
     tracing::info!(
-        role = name(&config.role),
-        shards = config.cores.len(),
-        cores = ?config.cores,
-        buffers_per_shard = %format_args!("{slots} x {} KiB", SLOT_BYTES >> 10),
-        memory_mib = (slots * SLOT_BYTES * config.cores.len()) >> 20,
-        "started"
+        "memory: {shards} x ({slots} slots x {slot_kib} KiB + ring {ring_kib} KiB) = {} KiB, taken once; \
+         beyond that at most {} KiB for each socket that does not take its bytes",
+        shards * (slots * slot_kib + ring_kib),
+        QUEUE_BYTES >> 10,
     );
     if let Role::Server(settings) = &config.role {
         for target in &settings.dial {

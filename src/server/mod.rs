@@ -76,12 +76,10 @@ pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Re
 
 /// A flow's timer: the destination has to accept within it.
 const CONNECT: u8 = FIRST_ROLE_TIMER;
-/// The role's timers: look for spares that are idle too long; the pause of dialler n is `RETRY + n`, see [`Server::on_role_timer`].
-const SPARES: u8 = 0;
+/// The role's timers: look at the tunnels; the end of the grace time; the pause of dialler n is `RETRY + n`.
+const LOOK: u8 = 0;
 const GRACE: u8 = 1;
 const RETRY: u8 = 2;
-/// How often spares are looked at. They leave up to this much later than [`limits::SPARE_IDLE`].
-const SPARES_EVERY: Duration = Duration::from_secs(5);
 /// Most inter-servers of one server: a dialler's number has to fit a timer's.
 pub const MAX_DIAL: usize = 128;
 
@@ -393,9 +391,12 @@ impl Server {
 
     fn on_role_timer(&mut self, core: &mut Core, what: u8) {
         match what {
-            SPARES => {
+            LOOK => {
                 self.drop_idle_spares(core);
-                core.set_timer(SPARES_EVERY, Owner::Role, SPARES);
+                for tunnel in self.relay.lost_tunnels(core) {
+                    self.end_tunnel(core, tunnel, &"the inter-server is gone");
+                }
+                core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {
                 warn!("{} flows did not finish in time", self.relay.flows.len());
@@ -466,7 +467,7 @@ impl Server {
 
 impl Role for Server {
     fn start(&mut self, core: &mut Core) {
-        core.set_timer(SPARES_EVERY, Owner::Role, SPARES);
+        core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
     }
 
     fn on_event(&mut self, core: &mut Core, event: Event) {

@@ -140,6 +140,10 @@ struct Entry {
     owner: Owner,
     receiving: bool,
     sending: bool,
+    /// The outstanding send waits until all is taken.
+    sends_whole: bool,
+    /// Such a send came back short: the connection has failed. The kernel tells that once, so a receive would now look like a FIN.
+    has_failed: bool,
     parked: bool,
     closing: Option<Closing>,
     accepts: Option<Box<Accepts>>,
@@ -364,6 +368,7 @@ impl Core {
     pub fn send(&mut self, socket: Key, chunk: Chunk, wait: bool) {
         let Some(entry) = self.entry_mut(socket) else { return };
         entry.sending = true;
+        entry.sends_whole = wait;
         #[cfg(feature = "mutants")]
         if mutants::on(Mutant::SlotFreedAtSubmit) {
             chunk.give_back_early();
@@ -377,6 +382,30 @@ impl Core {
         if self.entry(socket).is_some() {
             self.io.submit(Op::Shutdown { socket: SocketId(socket.index) });
         }
+    }
+
+    /// Whether the other end of a connection is gone although no event has said so.
+    #[must_use]
+    pub fn is_lost(&self, socket: Key) -> bool {
+        self.entry(socket).is_some() && self.io.is_lost(SocketId(socket.index))
+    }
+
+    /// Ends all sockets: flows with RST, so that nothing cut looks whole, the others in order.
+    pub(super) fn close_all(&mut self) {
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if matches!(entry.life, Life::Free | Life::Awaited { .. }) || entry.closing.is_some() {
+                continue;
+            }
+            let how = if matches!(entry.owner, Owner::Flow(_) | Owner::Waiting(_)) { Closing::Reset } else { Closing::Graceful };
+            let index = u32::try_from(index).expect("descriptors are fewer than 2^32");
+            self.close(Key { index, generation: entry.generation }, how);
+        }
+    }
+
+    /// Whether every socket is closed.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.in_use == 0
     }
 
     /// Ends a socket. From now on none of its completions reaches anybody.
@@ -551,6 +580,7 @@ impl Core {
         self.entries[index as usize].receiving = false;
         let (socket, owner) = self.current(done.token)?;
         let what = match (done.result, done.payload) {
+            (Ok(0), _) if self.entries[index as usize].has_failed => Incoming::Failed(Errno(libc::ECONNRESET)),
             (Ok(0), _) => Incoming::End,
             (Ok(count), Payload::Received(slot)) => Incoming::Data(slot.received(count as usize)),
             (Err(Errno(libc::ENOBUFS)), _) if !mutants::on(Mutant::EnobufsNotParked) => {
@@ -574,6 +604,8 @@ impl Core {
         self.entries[done.token.socket().0 as usize].sending = false;
         let (socket, owner) = self.current(done.token)?;
         let Payload::Sent(chunk) = done.payload else { return None };
+        let entry = &mut self.entries[socket.index as usize];
+        entry.has_failed |= entry.sends_whole && done.result.is_ok_and(|count| (count as usize) < chunk.len());
         Some(Event::Sent { owner, socket, chunk, result: done.result })
     }
 
@@ -621,6 +653,8 @@ impl Core {
             owner,
             receiving: false,
             sending: false,
+            sends_whole: false,
+            has_failed: false,
             parked: false,
             closing: None,
             accepts: None,
@@ -638,6 +672,7 @@ impl Core {
     fn release(&mut self, index: u32) {
         let entry = &mut self.entries[index as usize];
         entry.life = Life::Free;
+        entry.has_failed = false;
         entry.closing = None;
         entry.accepts = None;
         self.free.push(index);

@@ -81,7 +81,7 @@ impl Token {
 /// What a connection is for: decides the socket options it is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
-    /// Between inter-server and server: NODELAY, NOTSENT_LOWAT, keepalive 15/5/3, USER_TIMEOUT.
+    /// Between inter-server and server: NODELAY, NOTSENT_LOWAT, keepalive 15/5/3.
     Tunnel,
     /// A client's or a destination's connection: NODELAY and the system's keepalive.
     Flow,
@@ -211,6 +211,9 @@ pub trait Io {
 
     /// Takes the descriptor out, to hand it to another shard. Nothing may be outstanding on it.
     fn detach(&mut self, id: SocketId) -> OwnedFd;
+
+    /// Whether a connection's other end is gone although no operation has said so: asked now and then about tunnels that are stuck.
+    fn is_lost(&self, id: SocketId) -> bool;
 
     /// How many slots a receive could get now: free ones and those already lent to the kernel.
     fn slots_available(&self) -> usize;

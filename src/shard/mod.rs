@@ -47,6 +47,10 @@ pub trait Role {
     fn is_finished(&self) -> bool;
 }
 
+/// Turns that [`Shard::close`] takes at most, and how long each may wait.
+const CLOSING_TURNS: usize = 200;
+const CLOSING_TURN: Duration = Duration::from_millis(5);
+
 /// A role in its core.
 #[derive(Debug)]
 pub struct Shard<R> {
@@ -98,6 +102,28 @@ impl<R: Role> Shard<R> {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.role.is_finished()
+    }
+
+    /// Ends what is left after the role has: connections that did not finish are reset. Takes as many turns as that needs, within a limit
+    /// that only a kernel which does not answer can reach.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn close(&mut self, mut clock: impl FnMut() -> Time) -> std::io::Result<()> {
+        self.core.close_all();
+        for _ in 0..CLOSING_TURNS {
+            if self.core.is_empty() {
+                break;
+            }
+            self.core.turn_io(Some(CLOSING_TURN), &mut self.done)?;
+            self.core.set_now(clock());
+            for done in self.done.drain(..) {
+                // Everything is closing, so nothing is for the role any more.
+                let _event = self.core.on_done(done);
+            }
+        }
+        // What was submitted last has still to reach the kernel.
+        self.core.turn_io(Some(Duration::ZERO), &mut self.done)
     }
 
     /// The numbers of this moment.

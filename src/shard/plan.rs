@@ -53,6 +53,7 @@ pub fn run<R: Role>(plan: Plan, make_role: impl FnOnce(Vec<(ListenerKind, OwnedF
     while !shard.is_finished() {
         shard.turn(None, || clock.now())?;
     }
+    shard.close(|| clock.now())?;
     // Nobody takes it only when the process is ending anyway.
     let _ = control.send(ToControl::Stopped { shard: index });
     Ok(())

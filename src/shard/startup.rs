@@ -3,15 +3,20 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode};
 
-use super::ring::Sizes;
+use super::affinity;
+use super::buffers::Arena;
+use super::inbox::Inbox;
+use super::ring::{Ring, Sizes};
+use crate::limits::SLOT_BYTES;
 
 /// The oldest kernel with all we use: DEFER_TASKRUN came with 6.1.
-const OLDEST_KERNEL: (u32, u32) = (6, 1);
+pub(crate) const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// How long a no-op may take until entering counts as blocked.
 const PROBE: Duration = Duration::from_secs(1);
 /// Where the kernel says who may use io_uring (since 6.6).
@@ -152,15 +157,32 @@ pub enum StartupError {
     },
 }
 
+/// Puts the calling thread on `core` and makes a shard's memory and engine there: in this order, so that both are near the core, and on
+/// the thread that will use them. `bell` is the inbox's eventfd.
+///
+/// # Errors
+/// See [`StartupError`].
+pub fn engine(core: usize, buffer_memory: usize, bell: RawFd) -> Result<(Arena, Ring), StartupError> {
+    affinity::pin_to(core).map_err(|source| {
+        let allowed = affinity::as_text(&affinity::allowed_cores().unwrap_or_default());
+        StartupError::Core { core, allowed, source }
+    })?;
+    let arena = arena(buffer_memory)?;
+    let ring = Ring::new(&arena, bell)?;
+    Ok((arena, ring))
+}
+
 /// Goes up the ladder with a ring of the usual size and drops it again: for `doctor`, and to fail before threads are started.
 ///
 /// # Errors
 /// See [`StartupError`].
 pub fn check() -> Result<(), StartupError> {
-    let arena = super::buffers::Arena::new(crate::limits::SLOT_BYTES)
-        .map_err(|source| StartupError::Arena { kib: crate::limits::SLOT_BYTES as u64 / 1024, source })?;
-    let (inbox, _) = super::inbox::Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
-    super::ring::Ring::new(&arena, inbox.bell()).map(drop)
+    let (inbox, _) = Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
+    Ring::new(&arena(SLOT_BYTES)?, inbox.bell()).map(drop)
+}
+
+fn arena(bytes: usize) -> Result<Arena, StartupError> {
+    Arena::new(bytes).map_err(|source| StartupError::Arena { kib: bytes as u64 / 1024, source })
 }
 
 /// Makes the ring and shows that it works.
@@ -237,7 +259,10 @@ fn push_nop(uring: &mut IoUring) {
 fn explain_setup(error: io::Error, kernel: String, sizes: Sizes) -> StartupError {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => StartupError::Missing,
-        Some(libc::EPERM | libc::EACCES) => explain_refusal(),
+        Some(libc::EPERM | libc::EACCES) => {
+            let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+            explain_refusal(&read(SYSCTL_DISABLED), &read(SYSCTL_GROUP), &read("/proc/self/status"))
+        }
         Some(libc::ENOMEM) => out_of_memory(error, sizes),
         Some(libc::EINVAL) => StartupError::Flags { found: kernel },
         Some(libc::EMFILE | libc::ENFILE) => StartupError::Descriptors { source: error },
@@ -246,12 +271,11 @@ fn explain_setup(error: io::Error, kernel: String, sizes: Sizes) -> StartupError
 }
 
 /// The files are read instead of guessing: in a container it is nearly always seccomp, on a hardened host the sysctl.
-fn explain_refusal() -> StartupError {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    match read(SYSCTL_DISABLED).as_str() {
+fn explain_refusal(disabled: &str, group: &str, status: &str) -> StartupError {
+    match disabled.trim() {
         "2" => StartupError::SwitchedOff,
-        "1" => StartupError::Reserved { group: read(SYSCTL_GROUP) },
-        _ if seccomp_filtered(&read("/proc/self/status")) => StartupError::Seccomp,
+        "1" => StartupError::Reserved { group: group.trim().to_owned() },
+        _ if seccomp_filtered(status) => StartupError::Seccomp,
         _ => StartupError::Refused,
     }
 }
@@ -284,6 +308,56 @@ mod tests {
     fn a_seccomp_filter_is_seen_in_the_status() {
         assert!(seccomp_filtered("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
         assert!(!seccomp_filtered("Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n"));
+    }
+
+    #[test]
+    fn a_refusal_is_explained_by_what_the_files_say_and_not_guessed() {
+        let free = "Seccomp:\t0\n";
+        let filtered = "Seccomp:\t2\n";
+        assert!(matches!(explain_refusal("2\n", "-1\n", filtered), StartupError::SwitchedOff));
+        assert!(matches!(explain_refusal("1\n", "998\n", free), StartupError::Reserved { group } if group == "998"));
+        assert!(matches!(explain_refusal("0\n", "-1\n", filtered), StartupError::Seccomp));
+        // Before 6.6 there is no such setting.
+        assert!(matches!(explain_refusal("", "", filtered), StartupError::Seccomp));
+        assert!(matches!(explain_refusal("0\n", "-1\n", free), StartupError::Refused));
+    }
+
+    #[test]
+    fn every_text_is_one_line_with_a_cure() {
+        let source = || io::Error::from_raw_os_error(libc::EPERM);
+        let text = || "text".to_owned();
+        let errors = [
+            StartupError::Kernel { found: text() },
+            StartupError::Missing,
+            StartupError::SwitchedOff,
+            StartupError::Reserved { group: text() },
+            StartupError::Seccomp,
+            StartupError::Refused,
+            StartupError::Memlock { need_kib: 1, limit_kib: 0 },
+            StartupError::Flags { found: text() },
+            StartupError::Descriptors { source: source() },
+            StartupError::EnterBlocked { source: source() },
+            StartupError::RegisterBlocked { source: source() },
+            StartupError::Operation { found: text(), operation: "RECV" },
+            StartupError::Arena { kib: 1, source: source() },
+            StartupError::Core { core: 1, allowed: text(), source: source() },
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert!(!text.contains('\n') && !text.contains("  ") && text.contains("; cure: "), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_engine_is_made_on_a_core_that_is_allowed_and_refused_elsewhere_with_the_cores_there_are() {
+        let (inbox, _) = Inbox::new().unwrap();
+        let (bell, cores) = (inbox.bell(), affinity::allowed_cores().unwrap());
+        let made = std::thread::spawn(move || engine(cores[0], 2 * SLOT_BYTES, bell).map(|(arena, _)| arena.slots()));
+        assert_eq!(made.join().unwrap().unwrap(), 2);
+        let error = engine(1000, SLOT_BYTES, bell).unwrap_err().to_string();
+        let allowed = affinity::as_text(&affinity::allowed_cores().unwrap());
+        assert!(error.contains("core 1000") && error.contains(&format!("cores of {allowed} in")), "{error}");
+        assert!(matches!(engine(1000, 0, bell), Err(StartupError::Core { .. })));
     }
 
     #[test]

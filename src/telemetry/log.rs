@@ -20,12 +20,11 @@ use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::{FilterExt as _, Targets};
+use tracing::{Dispatch, Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::{Context, Filter, SubscriberExt as _};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
 /// Lines of one call site in one second: enough to see what happens, few enough not to be what happens.
 pub const PER_SECOND: u32 = 20;
@@ -66,22 +65,32 @@ pub struct Log {
 /// # Errors
 /// The thread cannot be started, or there is a log already.
 pub fn start(settings: Settings) -> io::Result<Log> {
+    let (log, dispatch) = to(settings, io::stderr())?;
+    tracing::dispatcher::set_global_default(dispatch).map_err(io::Error::other)?;
+    Ok(log)
+}
+
+/// A log with its thread, and the way into it.
+fn to(settings: Settings, out: impl Write + Send + 'static) -> io::Result<(Log, Dispatch)> {
     let (sender, receiver) = sync_channel(QUEUE_LINES);
     let queue = Queue { sender, lost: Arc::default() };
     let limit = Limit { sites: Arc::default(), queue: queue.clone() };
-    let writer = Writer { receiver, sites: Arc::clone(&limit.sites), lost: Arc::clone(&queue.lost) };
+    let writer = Writer { receiver, sites: Arc::clone(&limit.sites), lost: Arc::clone(&queue.lost), out };
 
     let level = LevelFilter::from_level(settings.level);
     let others = if settings.level >= Level::DEBUG { level } else { LevelFilter::ERROR };
-    let filter = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level).with_default(others).and(limit);
+    let levels = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level).with_default(others);
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(queue.clone());
-    let layer = match settings.form {
-        Form::Text => lines.with_filter(filter).boxed(),
-        Form::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
+    let lines = match settings.form {
+        Form::Text => lines.boxed(),
+        Form::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).map_err(io::Error::other)?;
-    std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.run())?;
-    Ok(Log { queue })
+    // Whole layers rather than filters of one: an event that a filter of one layer holds back at the last moment trips tracing's own
+    // assertions (tracing-subscriber 0.3.23, debug builds).
+    let dispatch = Dispatch::new(tracing_subscriber::registry().with(lines).with(limit).with(levels));
+    let own = dispatch.clone();
+    std::thread::Builder::new().name("log".to_owned()).spawn(move || tracing::dispatcher::with_default(&own, || writer.run()))?;
+    Ok((Log { queue }, dispatch))
 }
 
 impl Drop for Log {
@@ -164,26 +173,14 @@ struct Site {
     says: String,
 }
 
-/// The filter that counts.
+/// The layer that counts.
 struct Limit {
     sites: Sites,
     queue: Queue,
 }
 
-impl<S: Subscriber> Filter<S> for Limit {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
-    }
-
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(LevelFilter::TRACE)
-    }
-
-    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+impl<S: Subscriber> Layer<S> for Limit {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         if event.metadata().target() == OWN {
             return true;
         }
@@ -227,14 +224,15 @@ impl Visit for Message<'_> {
 }
 
 /// The thread `log`.
-struct Writer {
+struct Writer<W> {
     receiver: Receiver<Item>,
     sites: Sites,
     lost: Arc<AtomicU64>,
+    out: W,
 }
 
-impl Writer {
-    fn run(self) {
+impl<W: Write> Writer<W> {
+    fn run(mut self) {
         let mut tell_at: Option<Instant> = None;
         loop {
             let item = match tell_at {
@@ -244,7 +242,7 @@ impl Writer {
             match item {
                 Ok(Item::Line(line)) => {
                     // Nothing helps where even standard error fails.
-                    let _ = io::stderr().write_all(&line);
+                    let _ = self.out.write_all(&line);
                     if self.lost.load(Ordering::Relaxed) > 0 {
                         tell_at.get_or_insert_with(|| now() + WINDOW);
                     }
@@ -257,7 +255,7 @@ impl Writer {
                     // What was told just now stands behind this item in the queue.
                     while let Ok(item) = self.receiver.try_recv() {
                         if let Item::Line(line) = item {
-                            let _ = io::stderr().write_all(&line);
+                            let _ = self.out.write_all(&line);
                         }
                     }
                     let _ = done.send(());
@@ -294,4 +292,79 @@ impl Writer {
 #[expect(clippy::disallowed_methods, reason = "the log counts real seconds, and nothing of the relay depends on it")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was written, for looking at.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Paper {
+        fn lines(&self) -> Vec<String> {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+        }
+    }
+
+    /// What a log says about what happens in `events`.
+    fn logged(form: Form, level: Level, events: impl FnOnce()) -> Vec<String> {
+        let paper = Paper::default();
+        let (log, dispatch) = to(Settings { form, level }, paper.clone()).unwrap();
+        tracing::dispatcher::with_default(&dispatch, events);
+        drop(log);
+        paper.lines()
+    }
+
+    #[test]
+    fn a_flood_from_one_place_is_cut_and_told_and_others_are_not_touched() {
+        let lines = logged(Form::Text, Level::INFO, || {
+            (0..10_000).for_each(|n| tracing::info!(n, "flood"));
+            tracing::info!("still heard");
+        });
+        assert!(lines.iter().any(|line| line.contains("still heard")));
+        let passed = lines.iter().filter(|line| line.contains("INFO flood n=")).count();
+        let told: Vec<&String> = lines.iter().filter(|line| line.contains("event=\"flood\"")).collect();
+        // One second's share, and another for each time that a second was over before the flood was.
+        assert!((1..=PER_SECOND as usize * (told.len() + 1)).contains(&passed), "{passed} lines, {told:?}");
+        let count = |line: &&String| line.split("suppressed=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<usize>().ok());
+        assert_eq!(passed + told.iter().filter_map(count).sum::<usize>(), 10_000, "every event was shown or counted");
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_a_peer_wrote() {
+        let name = "evil\n2026-11-25T00:00:00Z ERROR all is lost\x1b[31m\r";
+        let lines = logged(Form::Text, Level::INFO, || tracing::warn!(name, %name, "asked for {name}"));
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(!lines[0].contains(|c: char| c.is_control()), "{lines:?}");
+    }
+
+    #[test]
+    fn json_lines_are_json() {
+        let lines = logged(Form::Json, Level::INFO, || tracing::warn!(port = 1080, "line\none"));
+        let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!((&line["level"], &line["port"], &line["message"]), (&"WARN".into(), &1080.into(), &"line\none".into()));
+    }
+
+    #[test]
+    fn what_is_below_the_level_is_not_said() {
+        let lines = logged(Form::Text, Level::WARN, || {
+            tracing::info!("not this");
+            tracing::debug!("nor this");
+            tracing::error!("this");
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+    }
 }

@@ -1,11 +1,13 @@
 //! Too few slots.
 
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 
-use zhwkprox::limits::SLOTS_MIN;
-use zhwkprox::shard::io::{Errno, Io, Kind};
+use socket2::SockRef;
+use zhwkprox::limits::{COMPLETIONS_PER_TURN, SLOTS_MIN};
+use zhwkprox::shard::io::{Errno, Io, Kind, Op};
 
-use crate::support::{Rig, received, write_all};
+use crate::support::{Rig, received, tcp_pair, token, write_all};
 
 const NO_SLOT: Errno = Errno(libc::ENOBUFS);
 
@@ -107,6 +109,10 @@ fn a_receive_without_a_slot_that_is_cancelled_completes_once() {
             rig.receive(*socket);
             write_all(peer, &round.to_ne_bytes());
         }
+        // Before anything has happened, or while some are about to be tried again.
+        for _ in 0..round % 4 {
+            rig.turn();
+        }
         for (socket, _) in &pairs {
             rig.cancel(*socket);
         }
@@ -127,5 +133,52 @@ fn a_receive_without_a_slot_that_is_cancelled_completes_once() {
             assert_eq!(rig.read_exactly(socket, 4), round.to_ne_bytes());
         }
     }
+    assert_eq!(rig.slots_in_use(), 0);
+}
+
+#[test]
+fn a_cancel_that_comes_between_the_failure_and_its_report_is_not_lost() {
+    let count = COMPLETIONS_PER_TURN + 100;
+    let mut rig = Rig::new(count);
+    let mut same = Vec::new();
+    let pairs: Vec<_> = (0..count)
+        .map(|_| {
+            let (ours, peer) = tcp_pair();
+            same.push(ours.try_clone().unwrap());
+            (rig.adopt(ours), peer)
+        })
+        .collect();
+    for (socket, peer) in &pairs {
+        write_all(peer, b"ab");
+        rig.ring.submit(Op::Receive { socket: *socket, max: 1, token: token(Kind::Receive, *socket) });
+    }
+    for (socket, _) in &pairs {
+        assert_eq!(received(rig.wait(Kind::Receive, *socket)).as_slice(), b"a");
+    }
+    // All have a byte left, so all are tried at once, on few posted slots, and more fail than one turn reports.
+    for (socket, _) in &pairs {
+        rig.receive(*socket);
+    }
+    rig.turn();
+    for (socket, _) in &pairs {
+        rig.cancel(*socket);
+    }
+    // The bytes go elsewhere, so that a receive which outlives its cancel waits for ever.
+    for same in &same {
+        let _ = SockRef::from(same).recv_with_flags(&mut [MaybeUninit::uninit(); 1], libc::MSG_DONTWAIT);
+    }
+    let mut failed = 0;
+    for (socket, _) in &pairs {
+        let done = rig.wait(Kind::Receive, *socket);
+        match done.result {
+            Ok(_) => assert_eq!(received(done).as_slice(), b"b"),
+            Err(error) => {
+                assert!(error == NO_SLOT || error == Errno(libc::ECANCELED), "{error}");
+                failed += 1;
+            }
+        }
+        rig.close(*socket, false);
+    }
+    assert!(failed > 0, "no cancel came in between");
     assert_eq!(rig.slots_in_use(), 0);
 }

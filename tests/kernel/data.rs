@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::thread;
 
-use socket2::SockRef;
 use zhwkprox::limits::SLOT_DATA;
 use zhwkprox::shard::buffers::Chunk;
 use zhwkprox::shard::io::{Errno, Io, Kind, Op, Payload};
@@ -88,19 +87,18 @@ fn the_end_of_the_peers_bytes_is_a_receive_of_none_without_a_slot() {
 fn a_send_that_waits_is_whole_however_slow_the_reader() {
     let mut rig = Rig::new(8);
     let (socket, mut peer) = rig.tcp();
-    SockRef::from(&peer).set_recv_buffer_size(4096).unwrap();
-    let bytes = pattern(2, 0, 3 << 20);
+    let bytes = pattern(2, 0, 16 << 20);
     rig.send(socket, Chunk::copy_of(&bytes), true);
     // More than both socket buffers take, so it cannot be over before the peer reads.
     assert!(rig.poll().is_empty());
     let reader = thread::spawn(move || {
-        let mut bytes = vec![0; 3 << 20];
+        let mut bytes = vec![0; 16 << 20];
         peer.read_exact(&mut bytes).unwrap();
         bytes
     });
     let (count, chunk) = sent(rig.wait(Kind::Send, socket));
-    assert_eq!(count, Ok(3 << 20));
-    assert_eq!(chunk.len(), 3 << 20);
+    assert_eq!(count, Ok(16 << 20));
+    assert_eq!(chunk.len(), 16 << 20);
     assert!(reader.join().unwrap() == bytes);
 }
 

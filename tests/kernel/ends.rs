@@ -221,5 +221,15 @@ fn an_accept_that_won_against_its_cancel_yields_a_connection_that_can_be_closed(
         }
         Err(error) => assert_eq!(error, CANCELLED),
     }
-    let _ = rig.ring.slots_available();
+}
+
+#[test]
+#[should_panic(expected = "while something is outstanding")]
+fn giving_up_a_socket_under_the_kernel_is_noticed_and_the_unwinding_is_safe() {
+    let mut rig = Rig::new(8);
+    let (socket, _peer) = rig.tcp();
+    rig.receive(socket);
+    rig.send(socket, Chunk::copy_of(&pattern(7, 0, 16 << 20)), true);
+    assert!(rig.poll().is_empty());
+    rig.close(socket, false);
 }

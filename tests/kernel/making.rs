@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use socket2::{SockRef, Socket};
+use socket2::Socket;
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Errno, Io, Kind, Payload, Purpose, SocketId};
+use zhwkprox::shard::io::{Io, Kind, Payload, Purpose};
 
 use crate::support::{Rig, listener, read_to_end, sent};
 
@@ -41,18 +41,17 @@ fn tunnels_have_their_options_and_flows_theirs_whichever_end_made_them() {
             let socket = Socket::from(rig.ring.detach(id));
             assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
             assert!(!socket.nonblocking().unwrap());
-            let (seconds, timeout) = (socket.tcp_keepalive_time().unwrap().as_secs(), socket.tcp_user_timeout().unwrap());
+            let seconds = socket.tcp_keepalive_time().unwrap().as_secs();
+            let timeout = socket.tcp_user_timeout().unwrap();
+            assert!(timeout.is_none_or(|timeout| timeout.is_zero()), "a peer that does not read would cost its tunnel");
             match purpose {
                 Purpose::Tunnel => {
-                    assert_eq!((seconds, timeout.map(|timeout| timeout.as_secs())), (15, Some(30)));
+                    assert_eq!(seconds, 15);
                     assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 5);
                     assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
                     assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 << 10);
                 }
-                Purpose::Flow => {
-                    assert_ne!(seconds, 15, "the system's own");
-                    assert!(timeout.is_none_or(|timeout| timeout.is_zero()));
-                }
+                Purpose::Flow => assert_ne!(seconds, 15, "the system's own"),
             }
         }
     }
@@ -109,47 +108,4 @@ fn a_source_port_serves_many_destinations_because_it_is_chosen_at_connect() {
     let socket = Socket::from(rig.ring.detach(connected));
     assert_ne!(socket.local_addr().unwrap().as_socket().unwrap().port(), 0);
     drop(ours);
-}
-
-fn failure(rig: &mut Rig, to: SocketAddr, from: Option<&str>) -> (SocketId, Errno) {
-    let id = rig.connect(to, from, Purpose::Flow);
-    let done = rig.wait(Kind::Connect, id);
-    (id, done.result.unwrap_err())
-}
-
-#[test]
-fn connects_that_fail_say_why_and_leave_nothing_behind() {
-    let mut rig = Rig::new(8);
-    let (ours, closed) = listener();
-    drop(ours);
-    let six: SocketAddr = SocketAddr::new("::1".parse().unwrap(), closed.port());
-    let before = descriptors();
-    let mut ids = Vec::new();
-    for _ in 0..100 {
-        let (id, error) = failure(&mut rig, closed, None);
-        assert_eq!(error, Errno(libc::ECONNREFUSED));
-        ids.push(id);
-        // Not an address of this machine.
-        assert_eq!(failure(&mut rig, closed, Some("192.0.2.1")).1, Errno(libc::EADDRNOTAVAIL));
-        // A source that cannot reach the target's family: refused, never dialled from elsewhere.
-        assert_eq!(failure(&mut rig, six, Some("127.0.0.1")).1, Errno(libc::EAFNOSUPPORT));
-    }
-    assert_eq!(descriptors_of_sockets_at_most(before), 0, "failed connects keep descriptors");
-    // The ids are free without a close.
-    let (listening, address) = listener();
-    let id = ids[0];
-    let token = crate::support::token(Kind::Connect, id);
-    rig.ring.submit(zhwkprox::shard::io::Op::Connect { socket: id, to: address, from: None, purpose: Purpose::Flow, token });
-    assert_eq!(rig.wait(Kind::Connect, id).result, Ok(0));
-    let (peer, _) = listening.accept().unwrap();
-    assert!(SockRef::from(&peer).peer_addr().is_ok());
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Other tests of this process open descriptors meanwhile: a leak of hundreds is what counts.
-fn descriptors_of_sockets_at_most(before: usize) -> usize {
-    descriptors().saturating_sub(before + 150)
 }

@@ -97,6 +97,13 @@ impl Rig {
         done
     }
 
+    /// One turn that does not sleep; what it yields is kept.
+    pub(crate) fn turn(&mut self) {
+        let mut done = Vec::new();
+        self.ring.turn(Some(Duration::ZERO), &mut done).unwrap();
+        self.waiting.extend(done);
+    }
+
     /// What the next turn with anything yields.
     pub(crate) fn any(&mut self) -> Vec<Done> {
         let until = Instant::now() + WATCHDOG;

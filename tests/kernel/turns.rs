@@ -1,13 +1,14 @@
 //! When a turn sleeps, when it does not, and that nothing is lost at the edges of the queues.
 #![allow(clippy::disallowed_methods, reason = "measures waits")]
 
+use std::collections::VecDeque;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use zhwkprox::limits::COMPLETIONS_PER_TURN;
 use zhwkprox::shard::buffers::Chunk;
 use zhwkprox::shard::inbox::Message;
-use zhwkprox::shard::io::{Io, Kind};
+use zhwkprox::shard::io::{Errno, Io, Kind};
 use zhwkprox::shard::ring::Sizes;
 
 use crate::support::{Rig, WATCHDOG, received, sent, write_all};
@@ -94,13 +95,21 @@ fn exchange(rig: &mut Rig, pairs: usize) {
     let (mut received_by, mut sent_by) = (vec![0; pairs.len() * 2], vec![0; pairs.len() * 2]);
     let mut missing = pairs.len() * 4;
     let first = pairs[0].0.0;
+    let mut parked = VecDeque::new();
     while missing > 0 {
+        for _ in 0..parked.len().min(rig.ring.slots_available()) {
+            rig.receive(parked.pop_front().unwrap());
+        }
         let turn = rig.any();
         assert!(turn.len() <= COMPLETIONS_PER_TURN);
         for done in turn {
             let socket = done.token.socket();
             let place = (socket.0 - first) as usize;
             match done.token.kind().unwrap() {
+                Kind::Receive if done.result == Err(Errno(libc::ENOBUFS)) => {
+                    parked.push_back(socket);
+                    continue;
+                }
                 Kind::Receive => {
                     let from = if place.is_multiple_of(2) { socket.0 + 1 } else { socket.0 - 1 };
                     assert_eq!(received(done).as_slice(), from.to_ne_bytes());

@@ -289,6 +289,28 @@ async fn localhost_of_the_systems_hosts_file_is_loopback() {
     assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
 }
 
+#[tokio::test]
+async fn hosts_and_name_servers_are_read_again_when_their_files_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths { resolv_conf: folder.path().join("resolv.conf"), hosts: folder.path().join("hosts") };
+    let (resolv_conf, hosts) = (paths.resolv_conf.clone(), paths.hosts.clone());
+    let mut bench = Bench::new(SocketAddr::from(([127, 0, 0, 1], 9)));
+    (bench.names.server, bench.names.paths, bench.names.look_again) = (None, paths, Duration::ZERO);
+    // Neither is there.
+    assert_eq!(bench.resolve("printer.lan").await, Err(NameError::Failed));
+    assert!(bench.names.prepare().resolver.is_none());
+    fs::write(&hosts, "192.0.2.1 printer.lan\n").unwrap();
+    assert_eq!(bench.resolve("printer.lan").await, Ok(vec![v4(1)]));
+    fs::write(&hosts, "192.0.2.22 printer.lan\n").unwrap();
+    assert_eq!(bench.resolve("printer.lan").await, Ok(vec![v4(22)]));
+    fs::write(&resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+    let first = bench.names.prepare();
+    assert!(first.resolver.is_some());
+    assert!(Arc::ptr_eq(&first, &bench.names.prepare()), "nothing has changed, and the cache is kept");
+    fs::write(&resolv_conf, "# nobody\n").unwrap();
+    assert!(bench.names.prepare().resolver.is_none());
+}
+
 #[test]
 fn interleaving_keeps_order_and_drops_doubles() {
     assert_eq!(interleave(vec![], vec![v4(2), v4(1), v4(2)]), [v4(2), v4(1)]);

@@ -14,9 +14,11 @@
 //! * at most [`SLOTS_POSTED`] slots are lent to the kernel.
 #![expect(unsafe_code, reason = "vouches for the memory that entries name")]
 
+mod lost;
 mod options;
 mod posted;
 mod queue;
+mod sockets;
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,6 +31,7 @@ use socket2::{SockAddr, SockAddrStorage, SockRef};
 
 use self::posted::Posted;
 use self::queue::Queue;
+use self::sockets::{Accepting, Receiving, Record, Socket, Sockets};
 use super::buffers::{Arena, Chunk};
 use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
 use super::startup::{self, StartupError};
@@ -65,12 +68,54 @@ impl Default for Sizes {
 }
 
 /// The kernel's ring as an engine.
+///
+/// ```
+/// use zhwkprox::limits::SLOT_BYTES;
+/// use zhwkprox::shard::buffers::Arena;
+/// use zhwkprox::shard::inbox::Inbox;
+/// use zhwkprox::shard::io::{Io, Kind, Op, Payload, SocketId, Token};
+/// use zhwkprox::shard::ring::Ring;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (inbox, _postbox) = Inbox::new()?;
+/// let arena = Arena::new(8 * SLOT_BYTES)?;
+/// let mut ring = Ring::new(&arena, inbox.bell())?;
+///
+/// let (ours, mut theirs) = std::os::unix::net::UnixStream::pair()?;
+/// let socket = SocketId(0);
+/// ring.adopt(socket, ours.into());
+/// ring.submit(Op::Receive { socket, max: 4096, token: Token::new(Kind::Receive, 0, socket) });
+/// std::io::Write::write_all(&mut theirs, b"ping")?;
+///
+/// let mut done = Vec::new();
+/// let mut over = false;
+/// while !over {
+///     ring.turn(None, &mut done)?;
+///     for done in done.drain(..) {
+///         match (done.token.kind(), done.result, done.payload) {
+///             // The bytes leave from where they were received.
+///             (Some(Kind::Receive), Ok(count), Payload::Received(slot)) => {
+///                 let chunk = slot.received(count as usize);
+///                 ring.submit(Op::Send { socket, chunk, wait: true, token: Token::new(Kind::Send, 0, socket) });
+///             }
+///             (Some(Kind::Send), Ok(_), _) => over = true,
+///             other => panic!("{other:?}"),
+///         }
+///     }
+/// }
+/// // Nothing is outstanding, so the socket can be closed.
+/// ring.submit(Op::Close { socket, reset: false });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Ring {
     // The order matters: the ring is closed first, then what it could reach is released.
     queue: Queue,
     posted: Posted,
-    sockets: Vec<Record>,
+    sockets: Sockets,
+    /// Receives that found no slot posted while the arena has more: submitted again at the end of the turn.
+    again: Vec<Token>,
     /// Completions of operations that failed before they reached the kernel.
     failed: VecDeque<Done>,
     bell: OwnedFd,
@@ -79,56 +124,6 @@ pub struct Ring {
     /// Operations that the kernel has, or will get with the next entering.
     outstanding: usize,
     arena: Arena,
-}
-
-/// What is known of a socket id.
-#[derive(Debug, Default)]
-enum Record {
-    #[default]
-    Vacant,
-    Accepting(Box<Accepting>),
-    Open(Socket),
-}
-
-#[derive(Debug)]
-struct Accepting {
-    listener: SocketId,
-    token: Token,
-    purpose: Purpose,
-    address: SockAddrStorage,
-    length: libc::socklen_t,
-}
-
-#[derive(Debug)]
-struct Socket {
-    descriptor: OwnedFd,
-    receiving: Option<Receiving>,
-    sending: Option<Chunk>,
-    connecting: Option<Box<SockAddr>>,
-    /// Accepts outstanding on it.
-    accepting: u32,
-    /// The last receive left bytes behind.
-    more: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Receiving {
-    max: u32,
-    cancelled: bool,
-}
-
-impl Socket {
-    const fn new(descriptor: OwnedFd) -> Self {
-        Self { descriptor, receiving: None, sending: None, connecting: None, accepting: 0, more: false }
-    }
-
-    const fn is_idle(&self) -> bool {
-        self.receiving.is_none() && self.sending.is_none() && self.connecting.is_none() && self.accepting == 0
-    }
-
-    fn fd(&self) -> types::Fd {
-        types::Fd(self.descriptor.as_raw_fd())
-    }
 }
 
 impl Ring {
@@ -152,7 +147,8 @@ impl Ring {
         let mut ring = Self {
             queue: Queue::new(uring),
             posted,
-            sockets: Vec::new(),
+            sockets: Sockets::default(),
+            again: Vec::new(),
             failed: VecDeque::new(),
             bell,
             rings: Box::new(0),
@@ -170,14 +166,14 @@ impl Ring {
     }
 
     fn accept(&mut self, listener: SocketId, into: SocketId, purpose: Purpose, token: Token) {
-        let socket = self.open(listener);
+        let socket = self.sockets.open(listener);
         socket.accepting += 1;
         let fd = socket.fd();
         let address = SockAddrStorage::zeroed();
         let length = address.size_of();
         let mut accepting = Box::new(Accepting { listener, token, purpose, address, length });
         let entry = opcode::Accept::new(fd, (&raw mut accepting.address).cast(), &raw mut accepting.length).flags(libc::SOCK_CLOEXEC);
-        *self.vacant(into) = Record::Accepting(accepting);
+        self.sockets.fill(into, Record::Accepting(accepting));
         self.push(entry.build(), token);
     }
 
@@ -188,7 +184,7 @@ impl Ring {
                 let to = Box::new(to);
                 let entry = opcode::Connect::new(socket.fd(), to.as_ptr().cast(), to.len());
                 socket.connecting = Some(to);
-                *self.vacant(id) = Record::Open(socket);
+                self.sockets.fill(id, Record::Open(socket));
                 self.push(entry.build(), token);
             }
             Err(error) => self.failed.push_back(Done { token, result: Err(errno(&error)), payload: Payload::None }),
@@ -196,7 +192,7 @@ impl Ring {
     }
 
     fn receive(&mut self, id: SocketId, max: u32, token: Token) {
-        let socket = self.open(id);
+        let socket = self.sockets.open(id);
         debug_assert!(socket.receiving.is_none(), "one receive at a time on {id:?}");
         let max = max.min(posted::DATA);
         socket.receiving = Some(Receiving { max, cancelled: false });
@@ -213,7 +209,7 @@ impl Ring {
     }
 
     fn send(&mut self, id: SocketId, chunk: Chunk, wait: bool, token: Token) {
-        let socket = self.open(id);
+        let socket = self.sockets.open(id);
         debug_assert!(socket.sending.is_none(), "one send at a time on {id:?}");
         let bytes = chunk.as_slice();
         let how = if wait { libc::MSG_WAITALL } else { libc::MSG_DONTWAIT };
@@ -224,7 +220,7 @@ impl Ring {
     }
 
     fn cancel(&mut self, id: SocketId) {
-        let what = match self.sockets.get_mut(id.0 as usize) {
+        let what = match self.sockets.get_mut(id) {
             Some(Record::Open(socket)) if !socket.is_idle() => {
                 if let Some(receiving) = &mut socket.receiving {
                     receiving.cancelled = true;
@@ -239,7 +235,7 @@ impl Ring {
     }
 
     fn close(&mut self, id: SocketId, reset: bool) {
-        let descriptor = self.take(id);
+        let descriptor = self.sockets.take_idle(id);
         if reset {
             // Fails only where there is nothing to reset.
             let _ = SockRef::from(&descriptor).set_linger(Some(Duration::ZERO));
@@ -274,7 +270,7 @@ impl Ring {
             Kind::Accept => self.accepted(token.socket(), result),
             Kind::Connect => self.connected(token.socket(), result),
             Kind::Receive => self.received(token, result, completion.flags())?,
-            Kind::Send => (result, self.open(token.socket()).sending.take().map_or(Payload::None, Payload::Sent)),
+            Kind::Send => (result, self.sockets.open(token.socket()).sending.take().map_or(Payload::None, Payload::Sent)),
             Kind::Wake => {
                 self.read_bell();
                 (Ok(0), Payload::None)
@@ -284,10 +280,8 @@ impl Ring {
     }
 
     fn accepted(&mut self, into: SocketId, result: Result<u32, Errno>) -> (Result<u32, Errno>, Payload) {
-        let Record::Accepting(accepting) = std::mem::take(&mut self.sockets[into.0 as usize]) else {
-            unreachable!("{into:?} was not being accepted")
-        };
-        self.open(accepting.listener).accepting -= 1;
+        let accepting = self.sockets.take_accepting(into);
+        self.sockets.open(accepting.listener).accepting -= 1;
         let descriptor = match result {
             Ok(descriptor) => own(descriptor),
             Err(error) => return (Err(error), Payload::None),
@@ -299,36 +293,31 @@ impl Ring {
         {
             return (Err(errno(&error)), Payload::None);
         }
-        self.sockets[into.0 as usize] = Record::Open(Socket::new(descriptor));
+        self.sockets.fill(into, Record::Open(Socket::new(descriptor)));
         (Ok(0), Payload::Accepted(peer))
     }
 
     fn connected(&mut self, id: SocketId, result: Result<u32, Errno>) -> (Result<u32, Errno>, Payload) {
         if result.is_ok() {
-            self.open(id).connecting = None;
+            self.sockets.open(id).connecting = None;
         } else {
-            self.sockets[id.0 as usize] = Record::Vacant;
+            self.sockets.forget(id);
         }
         (result, Payload::None)
     }
 
-    /// `None`: the posted slots were used up while the arena has more, so the receive was submitted again.
+    /// `None`: the posted slots were used up while the arena has more, so the receive is not over.
     fn received(&mut self, token: Token, result: Result<u32, Errno>, flags: u32) -> Option<(Result<u32, Errno>, Payload)> {
         let slot = cqueue::buffer_select(flags).map(|number| self.posted.taken(number));
-        let slots_available = self.slots_available();
-        let socket = self.open(token.socket());
+        // No more of them than there are slots, or thousands would compete for a few, turn after turn.
+        let another_try = result == Err(Errno(libc::ENOBUFS)) && self.again.len() < self.slots_available();
+        let socket = self.sockets.open(token.socket());
         socket.more = cqueue::sock_nonempty(flags);
-        let receiving = socket.receiving.take();
-        if result == Err(Errno(libc::ENOBUFS))
-            && slots_available > 0
-            && let Some(receiving) = receiving.filter(|receiving| !receiving.cancelled)
-        {
-            socket.receiving = Some(receiving);
-            let fd = socket.fd();
-            // Bytes are there, so there is nothing to wait for.
-            self.push_receive(fd, receiving.max, 0, token);
+        if another_try && socket.receiving.is_some_and(|receiving| !receiving.cancelled) {
+            self.again.push(token);
             return None;
         }
+        socket.receiving = None;
         let payload = match slot {
             Some(slot) if matches!(result, Ok(1..)) => Payload::Received(slot),
             Some(_) | None => Payload::None,
@@ -336,50 +325,38 @@ impl Ring {
         Some((result, payload))
     }
 
-    fn open(&mut self, id: SocketId) -> &mut Socket {
-        match self.sockets.get_mut(id.0 as usize) {
-            Some(Record::Open(socket)) => socket,
-            other => panic!("{id:?} is no open socket but {other:?}"),
+    /// Before the shard submits anything, so that a cancel finds the receive.
+    fn receive_again(&mut self) {
+        if self.again.is_empty() {
+            return;
         }
-    }
-
-    fn vacant(&mut self, id: SocketId) -> &mut Record {
-        let index = id.0 as usize;
-        if index >= self.sockets.len() {
-            self.sockets.resize_with(index + 1, Record::default);
+        self.posted.top_up();
+        let mut again = std::mem::take(&mut self.again);
+        for token in again.drain(..) {
+            let socket = self.sockets.open(token.socket());
+            if let Some(Receiving { max, .. }) = socket.receiving {
+                let fd = socket.fd();
+                // Bytes are there, so there is nothing to wait for.
+                self.push_receive(fd, max, 0, token);
+            }
         }
-        let record = &mut self.sockets[index];
-        assert!(matches!(record, Record::Vacant), "{id:?} is taken: {record:?}");
-        record
-    }
-
-    fn take(&mut self, id: SocketId) -> OwnedFd {
-        let socket = self.open(id);
-        assert!(socket.is_idle(), "{id:?} is given up while something is outstanding: {socket:?}");
-        match std::mem::take(&mut self.sockets[id.0 as usize]) {
-            Record::Open(socket) => socket.descriptor,
-            Record::Vacant | Record::Accepting(_) => unreachable!("seen open above"),
-        }
+        self.again = again;
     }
 
     /// Cancels everything and waits for it; says whether all came back.
     fn drain(&mut self) -> bool {
         self.push_for_nobody(opcode::AsyncCancel2::new(types::CancelBuilder::any()).build());
-        for _ in 0..2 {
+        loop {
             while let Some(completion) = self.queue.next() {
                 self.drained(&completion);
             }
             if self.outstanding == 0 {
                 return true;
             }
-            if self.queue.enter_for_all(self.outstanding, DRAIN).is_err() {
+            if self.queue.enter_for_all(self.outstanding, DRAIN).is_err() || !self.queue.has_completions() {
                 return false;
             }
         }
-        while let Some(completion) = self.queue.next() {
-            self.drained(&completion);
-        }
-        self.outstanding == 0
     }
 
     fn drained(&mut self, completion: &cqueue::Entry) {
@@ -404,7 +381,7 @@ impl Io for Ring {
             Op::Send { socket, chunk, wait, token } => self.send(socket, chunk, wait, token),
             Op::Shutdown { socket } => {
                 // A peer that has reset meanwhile is the only failure, and the receive tells it.
-                let _ = SockRef::from(&self.open(socket).descriptor).shutdown(Shutdown::Write);
+                let _ = SockRef::from(&self.sockets.open(socket).descriptor).shutdown(Shutdown::Write);
             }
             Op::Cancel { socket } => self.cancel(socket),
             Op::Close { socket, reset } => self.close(socket, reset),
@@ -415,28 +392,34 @@ impl Io for Ring {
         self.posted.top_up();
         let ready = !self.failed.is_empty() || self.queue.has_completions();
         self.queue.enter(if ready { Some(Duration::ZERO) } else { wait })?;
-        let end = done.len() + COMPLETIONS_PER_TURN;
-        while done.len() < end
-            && let Some(failed) = self.failed.pop_front()
-        {
-            done.push(failed);
+        for _ in 0..COMPLETIONS_PER_TURN {
+            if let Some(failed) = self.failed.pop_front() {
+                done.push(failed);
+            } else if let Some(completion) = self.queue.next() {
+                done.extend(self.complete(&completion));
+            } else {
+                break;
+            }
         }
-        while done.len() < end
-            && let Some(completion) = self.queue.next()
-        {
-            done.extend(self.complete(&completion));
-        }
+        self.receive_again();
         Ok(())
     }
 
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
         // Whoever made it may have wanted it otherwise; fails only for a descriptor that is not open.
         let _ = SockRef::from(&descriptor).set_nonblocking(false);
-        *self.vacant(id) = Record::Open(Socket::new(descriptor));
+        self.sockets.fill(id, Record::Open(Socket::new(descriptor)));
     }
 
     fn detach(&mut self, id: SocketId) -> OwnedFd {
-        self.take(id)
+        self.sockets.take_idle(id)
+    }
+
+    fn is_lost(&self, id: SocketId) -> bool {
+        match self.sockets.get(id.0 as usize) {
+            Some(Record::Open(socket)) => lost::is_lost(&socket.descriptor),
+            _ => false,
+        }
     }
 
     fn slots_available(&self) -> usize {

@@ -17,8 +17,6 @@ const TUNNEL_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const TUNNEL_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Probes without an answer that end the tunnel.
 const TUNNEL_KEEPALIVE_PROBES: u32 = 3;
-/// Unacknowledged bytes end the tunnel after this long: the probes' total, for a tunnel that is not silent.
-const TUNNEL_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sets what `purpose` asks for on a TCP socket.
 pub(super) fn apply(socket: SockRef<'_>, purpose: Purpose) -> io::Result<()> {
@@ -32,8 +30,7 @@ pub(super) fn apply(socket: SockRef<'_>, purpose: Purpose) -> io::Result<()> {
                     .with_time(TUNNEL_KEEPALIVE_IDLE)
                     .with_interval(TUNNEL_KEEPALIVE_INTERVAL)
                     .with_retries(TUNNEL_KEEPALIVE_PROBES),
-            )?;
-            socket.set_tcp_user_timeout(Some(TUNNEL_USER_TIMEOUT))
+            )
         }
     }
 }

@@ -1,0 +1,157 @@
+//! Reads the tunnels of the simulated network from outside: 0x80's headers are in clear. It knows which destinations ever shared a tunnel,
+//! and stops the run when either role puts on the wire what the protocol does not allow. It shares no code with the project.
+//!
+//! ```text
+//!   server → inter-server    80 01 00 | n, n bytes | verdict | frames …        inter-server → server    80 | n, n bytes | frames …
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::world::EndId;
+
+/// Largest payload a sender here may put into one frame: a slot's data part.
+const PAYLOAD_MAX: u32 = 65_392;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Direction {
+    /// Server to inter-server.
+    Reply,
+    /// Inter-server to server.
+    Request,
+}
+
+#[derive(Debug)]
+struct Stream {
+    tunnel: EndId,
+    direction: Direction,
+    /// Steps of the handshake that have passed.
+    step: u8,
+    header: Vec<u8>,
+    skip: usize,
+}
+
+#[derive(Default, Debug)]
+struct Flow {
+    request_ended: bool,
+    reply_ended: bool,
+}
+
+/// See the module.
+#[derive(Default, Debug)]
+pub(crate) struct Observer {
+    addresses: BTreeSet<SocketAddr>,
+    streams: BTreeMap<EndId, Stream>,
+    open: BTreeMap<EndId, BTreeMap<SocketAddr, Flow>>,
+    shared: BTreeSet<SocketAddr>,
+    frames: u64,
+}
+
+impl Observer {
+    /// Connections to `address` are tunnels.
+    pub(crate) fn watch(&mut self, address: SocketAddr) {
+        self.addresses.insert(address);
+    }
+
+    /// Destinations whose flows were at some time not alone on their tunnel.
+    pub(crate) const fn shared(&self) -> &BTreeSet<SocketAddr> {
+        &self.shared
+    }
+
+    /// Frames seen so far.
+    pub(crate) const fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Flows open on the tunnel that `end` dialled.
+    pub(crate) fn open_on(&self, end: EndId) -> usize {
+        self.open.get(&end).map_or(0, BTreeMap::len)
+    }
+
+    pub(crate) fn on_connection(&mut self, dialled: EndId, accepted: EndId, to: SocketAddr) {
+        if self.addresses.contains(&to) {
+            let stream = |direction| Stream { tunnel: dialled, direction, step: 0, header: Vec::new(), skip: 0 };
+            self.streams.insert(dialled, stream(Direction::Reply));
+            self.streams.insert(accepted, stream(Direction::Request));
+        }
+    }
+
+    /// Bytes that `sender` has put on the wire.
+    pub(crate) fn on_bytes(&mut self, sender: EndId, mut bytes: &[u8]) {
+        let Some(mut stream) = self.streams.remove(&sender) else { return };
+        while !bytes.is_empty() {
+            let skipped = stream.skip.min(bytes.len());
+            if skipped > 0 {
+                stream.skip -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            stream.header.push(bytes[0]);
+            bytes = &bytes[1..];
+            self.on_header(&mut stream);
+        }
+        self.streams.insert(sender, stream);
+    }
+
+    fn on_header(&mut self, stream: &mut Stream) {
+        let header = &stream.header;
+        match (stream.step, stream.direction) {
+            (0, Direction::Reply) if header.len() < 3 => return,
+            (0, Direction::Reply) => assert_eq!(header[..], [0x80, 1, 0], "the server's hello"),
+            (0, Direction::Request) => assert_eq!(header[..], [0x80], "the inter-server's hello"),
+            (1, _) => stream.skip = usize::from(header[0]),
+            (2, Direction::Reply) => assert_ne!(header[0], 0, "both have the same key"),
+            _ => return self.on_frame_header(stream),
+        }
+        stream.step += 1;
+        if stream.step == 2 && stream.direction == Direction::Request {
+            stream.step = 3;
+        }
+        stream.header.clear();
+    }
+
+    fn on_frame_header(&mut self, stream: &mut Stream) {
+        let header = &stream.header;
+        let address_bytes = match header[0] {
+            4 => 4,
+            6 => 16,
+            other => panic!("tunnel {}: a frame of ip version {other} from {:?}", stream.tunnel, stream.direction),
+        };
+        if header.len() < 1 + address_bytes + 6 {
+            return;
+        }
+        let (address, rest) = header[1..].split_at(address_bytes);
+        let ip = match <[u8; 4]>::try_from(address) {
+            Ok(four) => IpAddr::from(four),
+            Err(_) => IpAddr::from(<[u8; 16]>::try_from(address).expect("16 bytes")),
+        };
+        let key = SocketAddr::new(ip, u16::from_be_bytes([rest[0], rest[1]]));
+        let length = u32::from_le_bytes([rest[2], rest[3], rest[4], rest[5]]);
+        assert!(length <= PAYLOAD_MAX, "tunnel {}: a frame of {length} bytes for {key}", stream.tunnel);
+        stream.skip = usize::try_from(length).expect("checked");
+        stream.header.clear();
+        self.on_frame(stream.tunnel, stream.direction, key, length);
+    }
+
+    fn on_frame(&mut self, tunnel: EndId, direction: Direction, key: SocketAddr, length: u32) {
+        self.frames += 1;
+        let open = self.open.entry(tunnel).or_default();
+        let (flow, what) = match (open.get_mut(&key), direction) {
+            (None, Direction::Reply) => panic!("tunnel {tunnel}: the server sends {length} bytes for {key}, which no request opened"),
+            (None, Direction::Request) => {
+                open.insert(key, Flow::default());
+                if open.len() > 1 {
+                    self.shared.extend(open.keys());
+                }
+                return;
+            }
+            (Some(flow), Direction::Request) => (&mut flow.request_ended, "request"),
+            (Some(flow), Direction::Reply) => (&mut flow.reply_ended, "reply"),
+        };
+        assert!(!*flow, "tunnel {tunnel}: a {what} of {length} bytes for {key} behind the end of that direction");
+        *flow = length == 0;
+        if open[&key].request_ended && open[&key].reply_ended {
+            open.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The same on the real binary: one line, exit status 1, no panic.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::jail;
+
+/// A user that nobody is.
+const SOMEBODY: u32 = 61_004;
+
+struct Installed {
+    folder: TempDir,
+    binary: PathBuf,
+}
+
+/// The binary and a key where any user can read them.
+fn install() -> Installed {
+    let folder = tempfile::tempdir().unwrap();
+    let binary = folder.path().join("zhwkprox");
+    std::fs::copy(env!("CARGO_BIN_EXE_zhwkprox"), &binary).unwrap();
+    for path in [folder.path(), &binary] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    Installed { folder, binary }
+}
+
+impl Installed {
+    fn doctor(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("doctor").current_dir(self.folder.path());
+        command
+    }
+
+    fn inter_server(&self) -> Command {
+        let key = self.folder.path().join("key");
+        if !Path::exists(&key) {
+            std::fs::write(&key, "ascii:0123456789abcdef\n").unwrap();
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+            // Where the test is root, one child runs as somebody else, and it has to read this. Root can anyway.
+            let _ = std::os::unix::fs::chown(&key, Some(SOMEBODY), None);
+        }
+        let mut command = Command::new(&self.binary);
+        command.args(["inter-server", "--listen", "127.0.0.1:0", "--socks", "127.0.0.1:0", "--protocol", "0x80"]);
+        command.args(["--cipher", "aes-128-ctr", "--iv", "00000000000000000000000000000000", "--key-file"]).arg(key);
+        command.current_dir(self.folder.path());
+        command
+    }
+}
+
+/// What went to standard error, which is one line, after an end with status 1.
+fn only_line(mut command: Command) -> String {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let text = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "one line is wanted:\n{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+/// The row that `doctor` prints, which must also end with status 1.
+fn doctors_finding(mut command: Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = String::from_utf8(stdout).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&stderr));
+    assert!(text.lines().any(|line| line.starts_with("FAIL") && line.contains("io_uring")), "{text}");
+    text
+}
+
+fn shows(hinder: impl Fn(&mut Command), text: &str) {
+    let installed = install();
+    let (mut role, mut doctor) = (installed.inter_server(), installed.doctor());
+    hinder(&mut role);
+    hinder(&mut doctor);
+    let line = only_line(role);
+    assert!(line.contains(text), "{line}");
+    let report = doctors_finding(doctor);
+    assert!(report.contains(text), "{report}");
+}
+
+#[test]
+fn set_up_refused_by_seccomp_ends_the_role_with_one_line() {
+    shows(|command| jail::forbid(command, libc::SYS_io_uring_setup, libc::EPERM), "seccomp filter");
+}
+
+#[test]
+fn set_up_missing_ends_the_role_with_one_line() {
+    shows(|command| jail::forbid(command, libc::SYS_io_uring_setup, libc::ENOSYS), "ENOSYS");
+}
+
+#[test]
+fn entering_blocked_ends_the_role_with_one_line() {
+    shows(|command| jail::forbid(command, libc::SYS_io_uring_enter, libc::EPERM), "io_uring_enter does not");
+}
+
+#[test]
+fn no_lockable_memory_ends_the_role_with_one_line() {
+    shows(|command| jail::lock_at_most(command, 0, SOMEBODY), "RLIMIT_MEMLOCK");
+}
