@@ -25,6 +25,9 @@ pub const V80_HEADER_MAX: usize = 23;
 pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
 /// Largest 0x80 frame, with its header, that the author's original programs read with one call.
 pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
+/// Keys that an inter-server may have taken on one tunnel, those given up included: as many as it could have clients on one address. A table
+/// as full as that takes some 5 MB.
+pub const V80_KEYS_MAX: usize = 65_536;
 
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.
@@ -44,6 +47,8 @@ pub const IDLE_V80: Duration = Duration::from_secs(3600);
 pub const WAIT_FOR_TUNNEL: Duration = Duration::from_secs(5);
 /// … and this long for one of its own before it shares one, if tunnels are still being dialled.
 pub const WAIT_FOR_OWN_TUNNEL: Duration = Duration::from_millis(300);
+/// After the inter-server itself ended the last tunnel, a server is expected back within this.
+pub const WAIT_FOR_REDIAL: Duration = Duration::from_secs(2);
 /// After a wait for an own tunnel was in vain, flows share at once for this long.
 pub const SHARE_AT_ONCE: Duration = Duration::from_secs(10);
 /// For a name with several addresses, the client's first bytes are held this long in case the exit cannot connect (0x80 §3).

@@ -63,6 +63,8 @@ pub struct Tunnel {
     pub up_since: Time,
     /// Takes no new flow, and is closed when the last has ended.
     pub retired: bool,
+    /// A flow has been on it.
+    has_carried: bool,
     blocked_timer: Option<TimerId>,
     discarding_timer: Option<TimerId>,
     is_dirty: bool,
@@ -126,6 +128,8 @@ pub struct Lost {
     pub peer: usize,
     /// How long it was up.
     pub was_up: Duration,
+    /// A flow has been on it, so it ended in the course of work.
+    pub has_carried: bool,
     /// Flows on which nothing has passed yet: they can go to another tunnel (entry only).
     pub untouched: Vec<Key>,
 }
@@ -176,6 +180,7 @@ impl<E> Relay<E> {
             idle_since: now,
             up_since: now,
             retired: false,
+            has_carried: false,
             blocked_timer: None,
             discarding_timer: None,
             is_dirty: false,
@@ -278,7 +283,7 @@ impl<E> Relay<E> {
                 self.remove_flow(core, key, Closing::Reset);
             }
         }
-        Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), untouched })
+        Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched })
     }
 
     /// The tunnels whose other end is gone without a completion to say so: looked for where something is stuck.
@@ -374,6 +379,9 @@ impl<E> Relay<E> {
             is_dirty: false,
         });
         core.set_owner(socket, Owner::Flow(flow));
+        if let Some(place) = self.tunnels.get_mut(tunnel) {
+            place.has_carried = true;
+        }
         flow
     }
 

@@ -122,6 +122,8 @@ pub struct InterServer {
     waiting_order: VecDeque<Key>,
     /// Who waits may share from now on.
     try_placing: bool,
+    /// Until then a server is about to dial again, as it was us who ended its last tunnel: clients wait for it.
+    redial_until: Time,
     /// Until then flows share at once: a wait for an own tunnel was in vain.
     share_until: Time,
     stopping: bool,
@@ -147,6 +149,7 @@ impl InterServer {
             waiting: GenSlab::default(),
             waiting_order: VecDeque::new(),
             try_placing: false,
+            redial_until: Time::ZERO,
             share_until: Time::ZERO,
             stopping: false,
             stopped: false,
@@ -225,7 +228,7 @@ impl InterServer {
         for flow in lost.untouched {
             self.retry(core, flow);
         }
-        if self.relay.tunnels.is_empty() && !self.stopping {
+        if self.relay.tunnels.is_empty() && !self.stopping && core.now() >= self.redial_until {
             warn!("no server attached any more: {why}");
         }
     }
@@ -243,6 +246,9 @@ impl InterServer {
             Event::Timer { .. } => self.relay.on_flow_timer(core, flow),
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => None,
         };
+        if lost.is_some() {
+            self.redial_until = core.now() + limits::WAIT_FOR_REDIAL;
+        }
         self.after_loss(core, lost, &"the client of its only flow is gone");
     }
 

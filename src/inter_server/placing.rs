@@ -72,7 +72,7 @@ impl InterServer {
             return;
         }
         let Some(waiting) = self.hand_over(core, waiting) else { return };
-        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied {
+        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied && core.now() >= self.redial_until {
             Some("no server attached")
         } else if self.waiting.len() >= limits::WAITING_MAX {
             Some("too many clients wait for a tunnel")

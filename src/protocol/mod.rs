@@ -1,4 +1,4 @@
-//! The wire, without IO: bytes in, bytes and events out. Nothing below this module owns a socket, a clock or a source of randomness, and no
-//! peer can make it hold more than a few hundred bytes.
+//! The wire, without IO: bytes in, bytes and events out. Nothing below this module owns a socket, a clock or a source of randomness, and
+//! every reader keeps a few hundred bytes at most, whatever a peer claims.
 pub mod socks5;
 pub mod v80;

@@ -326,16 +326,18 @@ impl Server {
         self.balanced = None;
         debug!("tunnel ended: {why}");
         let (_, left) = self.count(lost.peer);
-        if lost.was_up >= limits::BACKOFF_RESET {
+        // On 0x80 a tunnel ends when the client of its only flow is gone: that is work, not failure, and the next one is dialled at once.
+        let was_of_use = lost.has_carried || lost.was_up >= limits::BACKOFF_RESET;
+        if was_of_use {
             self.dialers[lost.peer].recovered();
         }
         if left > 0 || self.stopping {
             return;
         }
         let DialTarget { host, port } = self.dialers[lost.peer].target.clone();
-        if lost.was_up < limits::BACKOFF_RESET {
+        if !was_of_use {
             self.back_off(core, lost.peer, why);
-        } else {
+        } else if !lost.has_carried {
             warn!("inter-server {host}:{port}: the last tunnel has ended: {why}");
         }
     }

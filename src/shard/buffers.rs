@@ -194,6 +194,10 @@ impl Clone for Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let count = &self.mapping.handles[self.index as usize];
+        #[cfg(feature = "mutants")]
+        if count.get() == 0 && crate::mutants::on(crate::mutants::Mutant::SlotFreedAtSubmit) {
+            return;
+        }
         count.set(count.get() - 1);
         if count.get() == 0 {
             self.mapping.free.borrow_mut().push(self.index);

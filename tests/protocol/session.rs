@@ -1,5 +1,6 @@
 //! The table of keys, rule by rule: those of this project, and those for the author's original programs.
 
+use zhwkprox::limits::V80_KEYS_MAX;
 use zhwkprox::protocol::v80::Profile;
 use zhwkprox::protocol::v80::frame::Destination;
 use zhwkprox::protocol::v80::session::{Busy, Incoming, KeyState, Session, SessionFault};
@@ -165,4 +166,19 @@ fn no_timer_of_one_side_frees_a_key_of_ours() {
     session.open(V4, 1).expect("free");
     assert!(session.give_up(V4));
     assert!(!session.release(V4) && !session.is_free(V4));
+}
+
+#[test]
+fn a_peer_cannot_make_the_table_grow_without_end() {
+    let mut session = exit(Profile::Ours);
+    let key = |number: usize| Destination::V4(u32::try_from(number).expect("few").to_be_bytes(), 7);
+    for number in 0..V80_KEYS_MAX {
+        assert!(matches!(session.on_header(key(number), 0), Ok(Incoming::Open { .. })));
+        assert!(session.give_up(key(number)), "refused: it stays taken until the peer's end");
+    }
+    let fault = session.on_header(key(V80_KEYS_MAX), 0).expect_err("one too many");
+    assert_eq!(fault, SessionFault::TooManyKeys { destination: key(V80_KEYS_MAX) });
+    assert_eq!(fault.to_string(), "inter-server opened 0.1.0.0:7 while 65536 keys are taken on its tunnel: expected no more");
+    assert_eq!(session.on_header(key(5), 0), Ok(Incoming::End(None)));
+    assert!(matches!(session.on_header(key(V80_KEYS_MAX), 0), Ok(Incoming::Open { .. })));
 }

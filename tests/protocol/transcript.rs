@@ -231,8 +231,14 @@ fn a_frame_of_another_address_kind_ends_the_tunnel_for_good() {
 
 #[test]
 fn the_file_is_what_its_script_makes() {
+    let there = |program: &str| std::process::Command::new(program).arg("version").output().is_ok();
+    if !(there("python3") && there("openssl")) {
+        assert!(std::env::var_os("CI").is_none(), "python3 or openssl is missing: apt-get install -y python3 openssl");
+        eprintln!("SKIPPED: python3 or openssl is missing (apt-get install -y python3 openssl): the transcripts are used as committed");
+        return;
+    }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/make_0x80_session.py");
-    let made = std::process::Command::new("python3").arg(script).output().expect("python3 is there");
+    let made = std::process::Command::new("python3").arg(script).output().expect("python3 was there");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let made: Value = serde_json::from_slice(&made.stdout).expect("valid json");
     assert_eq!(made, file());

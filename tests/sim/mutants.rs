@@ -24,7 +24,8 @@ fn every_mutant_is_caught_by_some_seed_that_passes_without_it() {
             continue;
         };
         let seen = seen.lines().next().unwrap_or_default();
-        println!("{mutant:?}: caught by seed {seed}: {seen}\n    ZHWKPROX_SIM_MUTANT={mutant:?} {}", replay(seed));
+        let command = replay(seed).replace("--test", "--features mutants --test");
+        println!("{mutant:?}: caught by seed {seed}: {seen}\n    ZHWKPROX_SIM_MUTANT={mutant:?} {command}");
         if let Err(text) = try_run(seed) {
             panic!("seed {seed} fails without {mutant:?} too: {text}");
         }

@@ -44,7 +44,6 @@ pub(crate) struct Observer {
     streams: BTreeMap<EndId, Stream>,
     open: BTreeMap<EndId, BTreeMap<SocketAddr, Flow>>,
     shared: BTreeSet<SocketAddr>,
-    frames: u64,
 }
 
 impl Observer {
@@ -56,11 +55,6 @@ impl Observer {
     /// Destinations whose flows were at some time not alone on their tunnel.
     pub(crate) const fn shared(&self) -> &BTreeSet<SocketAddr> {
         &self.shared
-    }
-
-    /// Frames seen so far.
-    pub(crate) const fn frames(&self) -> u64 {
-        self.frames
     }
 
     /// Flows open on the tunnel that `end` dialled.
@@ -134,7 +128,6 @@ impl Observer {
     }
 
     fn on_frame(&mut self, tunnel: EndId, direction: Direction, key: SocketAddr, length: u32) {
-        self.frames += 1;
         let open = self.open.entry(tunnel).or_default();
         let (flow, what) = match (open.get_mut(&key), direction) {
             (None, Direction::Reply) => panic!("tunnel {tunnel}: the server sends {length} bytes for {key}, which no request opened"),

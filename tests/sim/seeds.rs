@@ -75,7 +75,12 @@ fn abort(rng: &mut Rng, about: usize) -> Abort {
 fn conversation(rng: &mut Rng) -> (Kind, Plan) {
     let (to, back) = (amount(rng), amount(rng));
     let finish = rng.pick(&[Finish::WhenSent, Finish::AfterEnd]);
-    let gap = if rng.chance(20) { rng.below(2 * SECOND) } else { 0 };
+    // Longer than it takes until a tunnel on which nothing moves would be dropped, were it a spare.
+    let gap = match rng.below(100) {
+        0..15 => rng.below(2 * SECOND),
+        15..20 => rng.between(50, 150) * SECOND,
+        _ => 0,
+    };
     let (destination, client) = match rng.below(6) {
         0 => (Plan::echo(), Plan { gap, ..Plan::send(to) }),
         // It speaks first.
@@ -131,7 +136,7 @@ pub(crate) fn run(seed: u64) -> Outcome {
     let before = [ENTRY, EXIT].map(|host| resting(&simulation.state(host)));
 
     let mut plans = Plans::default();
-    let most = rng.pick(&[4, 16, 64]);
+    let most = rng.pick(&[8, 32, 64, 100]);
     let flows = rng.spread(most);
     let conversations: Vec<_> = (0..rng.between(1, 4))
         .map(|number| {
@@ -241,6 +246,8 @@ fn number_from_environment(name: &str) -> Option<u64> {
 #[test]
 fn both_roles_survive_every_seed_and_are_where_they_were() {
     if let Some(seed) = number_from_environment("ZHWKPROX_SIM_SEED") {
+        #[cfg(feature = "mutants")]
+        zhwkprox::mutants::set(crate::mutants::from_environment());
         println!("seed {seed}: {:#?}", run(seed));
         return;
     }

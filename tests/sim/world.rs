@@ -361,10 +361,6 @@ impl World {
         net.touch(end);
     }
 
-    pub(crate) fn remote(&self, end: EndId) -> SocketAddr {
-        self.net().ends[end].remote
-    }
-
     /// Takes what there is room for; `EAGAIN` when there is none.
     pub(crate) fn write(&self, end: EndId, bytes: &[u8]) -> Result<usize, i32> {
         self.net().write(end, bytes)
@@ -685,6 +681,9 @@ impl Net {
     fn close(&mut self, id: EndId, reset: bool) {
         self.trace(|| format!("close {id}{}", if reset { " with RST" } else { "" }));
         let end = &mut self.ends[id];
+        if matches!(end.connected, Some(Err(_))) {
+            return;
+        }
         assert_ne!(end.phase, Phase::Orphan, "closed twice");
         let connecting = end.phase == Phase::Connecting;
         end.phase = Phase::Orphan;

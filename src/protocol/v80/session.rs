@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use super::frame::Destination;
 use super::handshake::Authenticated;
 use super::{Profile, Side};
+use crate::limits::V80_KEYS_MAX;
 
 /// The table of one tunnel's keys. Made from the proof that its handshake passed; gone with the tunnel.
 ///
@@ -121,12 +122,17 @@ pub enum SessionFault {
         /// The key.
         destination: Destination,
     },
+    /// More keys than any use of one tunnel needs: the table would grow with what a peer says.
+    #[error("inter-server opened {destination} while {V80_KEYS_MAX} keys are taken on its tunnel: expected no more")]
+    TooManyKeys {
+        /// The key.
+        destination: Destination,
+    },
 }
 
 impl Session {
-    /// The table of a tunnel whose handshake has just passed: every key is free.
+    /// The table of a tunnel whose handshake has just passed: every key is free. The proof is used up: one handshake, one session.
     #[must_use]
-    #[expect(clippy::needless_pass_by_value, reason = "the proof is used up: one handshake, one session")]
     pub const fn new(proof: Authenticated, profile: Profile) -> Self {
         Self { side: proof.side(), profile, keys: BTreeMap::new() }
     }
@@ -261,6 +267,7 @@ impl Session {
 
     fn on_header_for_free_key(&mut self, destination: Destination, length: u32) -> Result<Incoming, SessionFault> {
         match (self.side, self.profile) {
+            (Side::Exit, _) if self.keys.len() >= V80_KEYS_MAX => Err(SessionFault::TooManyKeys { destination }),
             (Side::Exit, _) => {
                 self.keys.insert(destination, KeyState::default());
                 Ok(Incoming::Open { destination, data: length > 0 })
@@ -280,14 +287,14 @@ impl Session {
             // To them a write of nothing: their inter-server never says that a client has gone.
             Side::Exit => Incoming::Drop,
             // Their server ends a flow both ways. Late data of ours may open a new connection there, so the key rests.
-            Side::Entry => {
-                key.peer_end = true;
-                key.given_up = true;
-                match key.tag.take() {
-                    Some(tag) => Incoming::End(Some(tag)),
-                    None => Incoming::Drop,
+            Side::Entry => match key.tag.take() {
+                Some(tag) => {
+                    key.peer_end = true;
+                    key.given_up = true;
+                    Incoming::End(Some(tag))
                 }
-            }
+                None => Incoming::Drop,
+            },
         }
     }
 

@@ -416,7 +416,7 @@ impl Io for Ring {
     }
 
     fn is_lost(&self, id: SocketId) -> bool {
-        match self.sockets.get(id.0 as usize) {
+        match self.sockets.get(id) {
             Some(Record::Open(socket)) => lost::is_lost(&socket.descriptor),
             _ => false,
         }

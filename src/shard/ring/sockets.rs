@@ -68,6 +68,11 @@ impl Socket {
 }
 
 impl Sockets {
+    /// What there is under an id.
+    pub(super) fn get(&self, id: SocketId) -> Option<&Record> {
+        self.0.get(id.0 as usize)
+    }
+
     pub(super) fn get_mut(&mut self, id: SocketId) -> Option<&mut Record> {
         self.0.get_mut(id.0 as usize)
     }

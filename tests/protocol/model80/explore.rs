@@ -2,10 +2,31 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::rc::Rc;
 
-use super::moves::{Label, Model};
-use super::state::State;
+/// Something that can be explored: states, what can happen in them, and what must hold.
+pub(super) trait Rules {
+    type State: Clone + Eq + Hash;
+
+    fn first_state(&self) -> Self::State;
+    /// What holds in every state.
+    fn check(&self, state: &Self::State) -> Result<(), String>;
+    /// Everything that can happen next.
+    fn moves(&self, state: &Self::State) -> Result<Vec<(Label, Self::State)>, String>;
+    /// What holds when nothing can move any more.
+    fn check_terminal(&self, state: &Self::State) -> Result<(), String>;
+}
+
+/// What happened, to whom: a brace stands for the name.
+#[derive(Clone, Copy)]
+pub(super) struct Label(pub(super) &'static str, pub(super) char);
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.replace('{', &self.1.to_string()))
+    }
+}
 
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Outcome {
@@ -29,12 +50,12 @@ impl fmt::Display for Outcome {
 }
 
 /// A state and how it was first reached.
-struct Reached {
-    state: Rc<State>,
+struct Reached<S> {
+    state: Rc<S>,
     from: Option<(usize, Label)>,
 }
 
-pub(super) fn explore(model: &Model) -> Outcome {
+pub(super) fn explore<R: Rules>(model: &R) -> Outcome {
     let first = Rc::new(model.first_state());
     let mut known = HashMap::from([(Rc::clone(&first), ())]);
     let mut reached = vec![Reached { state: first, from: None }];
@@ -64,7 +85,7 @@ pub(super) fn explore(model: &Model) -> Outcome {
     Outcome::Holds { states: at, terminal }
 }
 
-fn trace(reached: &[Reached], mut at: usize) -> Vec<String> {
+fn trace<S>(reached: &[Reached<S>], mut at: usize) -> Vec<String> {
     let mut steps = Vec::new();
     while let Some((from, label)) = &reached[at].from {
         steps.push(label.to_string());

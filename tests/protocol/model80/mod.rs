@@ -9,6 +9,7 @@
 
 mod explore;
 mod moves;
+mod original;
 mod state;
 
 use explore::{Outcome, explore};

@@ -1,12 +1,11 @@
 //! What can happen in a state: the roles, the clients, the destinations and the wire around the two real sessions. A move that breaks an
 //! invariant is an error that says which.
 
-use std::fmt;
-
 use zhwkprox::protocol::v80::Profile;
 use zhwkprox::protocol::v80::frame::Destination;
 use zhwkprox::protocol::v80::session::{Incoming, Session};
 
+use super::explore::{Label, Rules};
 use super::state::{Connection, Fate, Flow, FlowId, Message, Numbers, Phase, Purpose, Stage, State, Tunnel, letter};
 use crate::support::{V4 as K, authenticated};
 
@@ -44,16 +43,6 @@ pub(super) struct Setting {
     pub(super) mute: bool,
 }
 
-/// What happened, to whom.
-#[derive(Clone, Copy)]
-pub(super) struct Label(&'static str, char);
-
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.replace('{', &self.1.to_string()))
-    }
-}
-
 type Moves = Vec<(Label, State)>;
 
 pub(super) struct Model {
@@ -73,20 +62,6 @@ impl Model {
         Self { variant, requests, replies, losses, setting, fresh }
     }
 
-    pub(super) fn first_state(&self) -> State {
-        let flow = Flow {
-            phase: Phase::New,
-            to_send: self.requests,
-            own_end: false,
-            reply_end: false,
-            discards: false,
-            got: Numbers::default(),
-            fate: Fate::Open,
-            tunnel: None,
-        };
-        State { flows: [flow.clone(), flow], tunnels: vec![self.tunnel()], lost: 0 }
-    }
-
     fn tunnel(&self) -> Tunnel {
         let (entry, exit) = self.fresh.clone();
         Tunnel {
@@ -100,9 +75,26 @@ impl Model {
             opened: Vec::new(),
         }
     }
+}
 
-    /// What holds in every state.
-    pub(super) fn check(&self, state: &State) -> Result<(), String> {
+impl Rules for Model {
+    type State = State;
+
+    fn first_state(&self) -> State {
+        let flow = Flow {
+            phase: Phase::New,
+            to_send: self.requests,
+            own_end: false,
+            reply_end: false,
+            discards: false,
+            got: Numbers::default(),
+            fate: Fate::Open,
+            tunnel: None,
+        };
+        State { flows: [flow.clone(), flow], tunnels: vec![self.tunnel()], lost: 0 }
+    }
+
+    fn check(&self, state: &State) -> Result<(), String> {
         let agrees = !matches!(
             self.variant,
             Variant::OpenWithData | Variant::OpenWithDataGuarded | Variant::ExitDrainsFirst | Variant::EntryFreesOnTimeout
@@ -137,8 +129,7 @@ impl Model {
         Ok(())
     }
 
-    /// What holds when nothing can move any more.
-    pub(super) fn check_terminal(&self, state: &State) -> Result<(), String> {
+    fn check_terminal(&self, state: &State) -> Result<(), String> {
         for (number, flow) in (0..).zip(&state.flows) {
             if flow.phase != Phase::Done {
                 let ends = format!("own end sent {}, reply end seen {}", flow.own_end, flow.reply_end);
@@ -155,8 +146,7 @@ impl Model {
         Ok(())
     }
 
-    /// Everything that can happen next.
-    pub(super) fn moves(&self, state: &State) -> Result<Moves, String> {
+    fn moves(&self, state: &State) -> Result<Moves, String> {
         let mut moves = Vec::new();
         for flow in 0..2 {
             self.client_moves(state, flow, &mut moves);
@@ -170,7 +160,9 @@ impl Model {
         }
         Ok(moves)
     }
+}
 
+impl Model {
     // ---- the entry and its clients
 
     fn client_moves(&self, state: &State, id: FlowId, moves: &mut Moves) {
