@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use zhwkprox::crypto::fixed_iv::{MessageCipher, Method};
 use zhwkprox::inter_server::{self, InterServer, ListenerKind};
 use zhwkprox::limits;
+use zhwkprox::protocol::v80::Profile;
 use zhwkprox::server::{self, DialTarget, Server};
 use zhwkprox::shard::board::Board;
 use zhwkprox::shard::core::{Core, Parts};
@@ -88,6 +89,7 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
 
 fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
+        profile: Profile::Ours,
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
@@ -103,6 +105,7 @@ fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
 
 fn server_of(topology: &Topology) -> Server {
     let settings = server::Settings {
+        profile: Profile::Ours,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),
