@@ -187,6 +187,9 @@ impl InterServer {
     }
 
     fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
+        if self.relay.is_ending(tunnel) {
+            self.redial_until = core.now() + limits::WAIT_FOR_REDIAL;
+        }
         match event {
             Event::Received { what: Incoming::Data(chunk), .. } => self.on_tunnel_data(core, tunnel, chunk),
             Event::Received { what: Incoming::End, .. } => self.end_tunnel(core, tunnel, Closing::Graceful, &"closed by the server"),

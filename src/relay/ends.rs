@@ -72,15 +72,15 @@ impl<E> Relay<E> {
         self.remove_flow(core, flow, Closing::Reset);
         let tunnel = tunnel?;
         let place = self.tunnels.get_mut(tunnel)?;
-        match place.link.reset(destination, unfinished, core.now()) {
-            Reset::TunnelMustEnd => return self.end_tunnel(core, tunnel, Closing::Graceful),
-            Reset::Told => {}
-        }
+        let lost = match place.link.reset(destination, unfinished, core.now()) {
+            Reset::TunnelMustEnd => self.begin_end(core, tunnel),
+            Reset::Told => None,
+        };
         if was_blocking {
             self.unblock(core, tunnel);
         }
         self.touch(core, tunnel);
-        None
+        lost
     }
 
     /// Takes a flow that nothing has touched out of the relay, to be opened again elsewhere. Its socket stays open.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tracing::debug;
 
-use super::{BLOCKED, DISCARDING, Lost, Notice, Reading, Relay, Tunnel};
+use super::{BLOCKED, DISCARDING, ENDING, Lost, Notice, Reading, Relay, Tunnel};
 use crate::limits;
 use crate::link::{Link, LinkEvent, LinkFault, ORIGINAL};
 use crate::protocol::v80::Side;
@@ -27,6 +27,7 @@ impl<E> Relay<E> {
             has_carried: false,
             blocked_timer: None,
             discarding_timer: None,
+            ending_timer: None,
             is_dirty: false,
             is_idle: true,
             seen: (0, false),
@@ -63,6 +64,10 @@ impl<E> Relay<E> {
     pub fn next_notice(&mut self, core: &mut Core, tunnel: Key) -> Result<Option<Notice>, LinkFault> {
         loop {
             let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(None) };
+            if here.ending_timer.is_some() {
+                here.link.discard_input();
+                break;
+            }
             let Some(event) = here.link.next_event(core.now())? else { break };
             match event {
                 LinkEvent::Open(destination) => return Ok(Some(Notice::Open(destination))),
@@ -109,11 +114,30 @@ impl<E> Relay<E> {
         }
     }
 
+    /// The end of this tunnel is all that can tell the peer of a flow that was cut. It ends in order: our FIN goes behind what is queued, and
+    /// the peer's is waited for, as a close with anything unread would destroy what earlier flows still have on the way.
+    pub(super) fn begin_end(&mut self, core: &mut Core, tunnel: Key) -> Option<Lost> {
+        let here = self.tunnels.get_mut(tunnel)?;
+        if !here.link.finish_sending() {
+            return self.end_tunnel(core, tunnel, Closing::Graceful);
+        }
+        here.retired = true;
+        here.ending_timer = Some(core.set_timer(limits::DISCARDING, Owner::Tunnel(tunnel), ENDING));
+        None
+    }
+
+    /// Whether a tunnel is being ended by us, and not by the peer.
+    #[must_use]
+    pub fn is_ending(&self, tunnel: Key) -> bool {
+        self.tunnels.get(tunnel).is_some_and(|here| here.ending_timer.is_some())
+    }
+
     /// Ends a tunnel: its flows are reset, and the role gets those that nothing has touched.
     pub fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, how: Closing) -> Option<Lost> {
         let mut here = self.tunnels.remove(tunnel)?;
         core.cancel_timer(&mut here.blocked_timer);
         core.cancel_timer(&mut here.discarding_timer);
+        core.cancel_timer(&mut here.ending_timer);
         here.link.cancel_timer(core);
         self.idle.retain(|&idle| idle != tunnel);
         let (bytes_in, bytes_out) = here.link.bytes();
@@ -147,6 +171,10 @@ impl<E> Relay<E> {
     /// A tunnel's timer has fired. `true`: it is done with and must be ended.
     pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> bool {
         let Some(here) = self.tunnels.get_mut(tunnel) else { return false };
+        if what == ENDING {
+            here.ending_timer = None;
+            return true;
+        }
         if what == DISCARDING {
             here.discarding_timer = None;
             let since = here.link.discarding_since();
