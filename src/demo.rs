@@ -83,6 +83,7 @@ fn throw_away_cipher() -> Result<MessageCipher, Failure> {
 
 fn entry_settings() -> inter_server::Settings {
     inter_server::Settings {
+        profile: Profile::Ours,
         allow_servers: loopback(),
         credentials: None,
         linger: limits::LINGER,
@@ -93,6 +94,7 @@ fn entry_settings() -> inter_server::Settings {
 
 fn exit_settings(tunnel: SocketAddr) -> server::Settings {
     server::Settings {
+        profile: Profile::Ours,
         dial: vec![DialTarget { host: tunnel.ip().to_string(), port: tunnel.port() }],
         max_tunnels: limits::MAX_TUNNELS,
         allow: loopback(),

@@ -152,6 +152,7 @@ fn protocol(values: &Values) -> Result<(), ConfigError> {
 /// What both roles have.
 struct Common {
     cores: Vec<usize>,
+    cores_chosen: bool,
     buffer_memory: usize,
     cipher: MessageCipher,
     profile: Profile,
@@ -183,10 +184,11 @@ impl Common {
         let cipher = MessageCipher::new(method, key.bytes(), iv).map_err(|error| values.error("key-file", &error))?;
 
         let available = affinity::allowed_cores().map_err(|cause| ConfigError(format!("cannot ask for the cores: {cause}")))?;
-        let cores = values.one("cores", |text| parse::cores(text, &available))?.unwrap_or(available);
+        let chosen = values.one("cores", |text| parse::cores(text, &available))?;
         let idle = values.one("idle", parse::duration_or_off)?.unwrap_or(Some(limits::IDLE_V80));
         Ok(Self {
-            cores,
+            cores_chosen: chosen.is_some(),
+            cores: chosen.unwrap_or(available),
             buffer_memory: values.one("buffer-memory", parse::buffer_memory)?.unwrap_or(limits::BUFFER_MEMORY),
             cipher,
             profile,
@@ -201,15 +203,22 @@ impl Common {
         })
     }
 
-    fn server(self, values: &Values) -> Result<Config, ConfigError> {
+    fn server(mut self, values: &Values) -> Result<Config, ConfigError> {
         let dial = values.all("dial", parse::dial_target)?;
         if dial.is_empty() {
             return Err(missing("--dial HOST:PORT", "the inter-server to serve"));
         }
-        let max_tunnels = values.one("max-tunnels", |text| parse::number(text, limits::SPARE_MIN..=65_535))?;
+        // The author's inter-server is made for one server with one tunnel.
+        let original = self.profile == Profile::Original;
+        let (least, usual) = if original { (1, 1) } else { (limits::SPARE_MIN, limits::MAX_TUNNELS) };
+        let max_tunnels = values.one("max-tunnels", |text| parse::number(text, least..=65_535))?;
+        if original && !self.cores_chosen {
+            self.cores.truncate(1);
+        }
         let settings = server::Settings {
+            profile: self.profile,
             dial,
-            max_tunnels: max_tunnels.unwrap_or(limits::MAX_TUNNELS),
+            max_tunnels: max_tunnels.unwrap_or(usual),
             allow: values.all("allow", parse::network)?,
             source: values.one("source", parse::ip)?,
             connect_timeout: values.one("connect-timeout", parse::duration)?.unwrap_or(limits::CONNECT_TIMEOUT),
@@ -239,6 +248,7 @@ impl Common {
             self.warnings.push(format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic"));
         }
         let settings = inter_server::Settings {
+            profile: self.profile,
             allow_servers,
             credentials,
             linger: self.linger,

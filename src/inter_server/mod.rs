@@ -45,6 +45,8 @@ use crate::shard::{self, Plan, Role};
 /// What the operator wants of the inter-server.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Whose program the servers are.
+    pub profile: Profile,
     /// Who may log in as a server.
     pub allow_servers: Vec<IpNet>,
     /// User and password that clients need where a listener asks for them. Never printed.
@@ -177,7 +179,7 @@ impl InterServer {
         if self.relay.tunnels.is_empty() {
             info!("server attached from {}", peer.ip());
         }
-        let link = Link::new(socket, self.cipher.clone(), proof, Profile::Ours, outbox);
+        let link = Link::new(socket, self.cipher.clone(), proof, self.settings.profile, outbox);
         let tunnel = self.relay.add_tunnel(core, link, 0);
         if !rest.is_empty() {
             self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));

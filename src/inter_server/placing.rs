@@ -15,7 +15,9 @@ use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
 use crate::protocol::socks5::{self, Reply};
+use crate::protocol::v80::Profile;
 use crate::protocol::v80::frame::Destination;
+use crate::relay::Tunnel;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
@@ -95,8 +97,8 @@ impl InterServer {
         self.waiting_order.push_back(key);
     }
 
-    /// The tunnel for a client: the idle one used last (those used longest ago are about to be dropped by the server), or, if it may
-    /// share, the one with the fewest flows that has its (ip, port) free and is being read.
+    /// The tunnel for a client: the idle one used last (those used longest ago are about to be dropped by the server) on which its
+    /// (ip, port) does not rest, or, if it may share, the one with the fewest flows that has it free and is being read.
     fn choose(&self, waiting: &Waiting) -> Option<Key> {
         let destination = Destination::from(*waiting.targets.first()?);
         if mutants::on(Mutant::SpareHandedOutTwice)
@@ -104,7 +106,8 @@ impl InterServer {
         {
             return Some(key);
         }
-        let idle = self.relay.idle_tunnels().iter().rev().find(|&&key| self.relay.tunnels.get(key).is_some_and(|tunnel| !tunnel.retired));
+        let is_usable = |tunnel: &Tunnel| !tunnel.retired && tunnel.link.is_free(destination);
+        let idle = self.relay.idle_tunnels().iter().rev().find(|&&key| self.relay.tunnels.get(key).is_some_and(is_usable));
         if let Some(&idle) = idle {
             return Some(idle);
         }
@@ -209,7 +212,7 @@ impl InterServer {
         let client = Box::new(Client { peer, others: targets, early, retried });
         let flow = self.relay.add_flow(core, tunnel, destination, socket, true, client);
         self.relay.put_outbox(flow, outbox);
-        let opened = self.relay.tunnels.get_mut(tunnel).is_some_and(|tunnel| tunnel.link.open(destination, flow).is_ok());
+        let opened = self.relay.tunnels.get_mut(tunnel).is_some_and(|tunnel| tunnel.link.open(destination, flow, core.now()).is_ok());
         if !opened {
             // Not reached: `choose` gives a tunnel only where the key is free. If it did, the client must not hang.
             let _lost = self.relay.give_up(core, flow, true);
@@ -220,7 +223,8 @@ impl InterServer {
             self.relay.write(flow, &socks5::reply(Reply::Succeeded, None));
         }
         self.relay.touch(core, tunnel);
-        if is_last {
+        // The author's server never says that a connect has failed, and takes the first bytes for the open: nothing is held for it.
+        if is_last || self.settings.profile == Profile::Original {
             self.release(core, flow);
         } else {
             self.relay.hold(core, flow, limits::HOLD_FIRST_BYTES, HOLD);

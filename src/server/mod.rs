@@ -41,6 +41,8 @@ use crate::shard::{self, Plan, Role};
 /// What the operator wants of the server.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Whose program the inter-servers are.
+    pub profile: Profile,
     /// The inter-servers, each served independently.
     pub dial: Vec<DialTarget>,
     /// Most tunnels per inter-server and shard.
@@ -112,7 +114,12 @@ impl Server {
     /// A server that has not dialled yet.
     #[must_use]
     pub fn new(settings: Settings, cipher: MessageCipher) -> Self {
-        let patience = Patience { linger: settings.linger, idle: settings.idle };
+        let idle = match settings.profile {
+            Profile::Ours => settings.idle,
+            // Their inter-server never says that a client has gone.
+            Profile::Original => Some(settings.idle.unwrap_or(limits::ORIGINAL_IDLE).min(limits::ORIGINAL_IDLE)),
+        };
+        let patience = Patience { linger: settings.linger, idle };
         Self {
             cipher,
             policy: Policy::new(settings.allow.clone()),
@@ -266,7 +273,7 @@ impl Server {
             let DialTarget { host, port } = &self.dialers[pending.peer].target;
             info!("inter-server {host}:{port}: attached");
         }
-        let link = Link::new(pending.socket, self.cipher.clone(), proof, Profile::Ours, pending.outbox);
+        let link = Link::new(pending.socket, self.cipher.clone(), proof, self.settings.profile, pending.outbox);
         let tunnel = self.relay.add_tunnel(core, link, pending.peer);
         if !rest.is_empty() {
             self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));

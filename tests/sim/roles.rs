@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use zhwkprox::crypto::fixed_iv::{MessageCipher, Method};
 use zhwkprox::inter_server::{self, InterServer, ListenerKind};
 use zhwkprox::limits;
+use zhwkprox::protocol::v80::Profile;
 use zhwkprox::server::{self, DialTarget, Server};
 use zhwkprox::shard::board::Board;
 use zhwkprox::shard::buffers::Arena;
@@ -80,6 +81,7 @@ pub(crate) fn restart_entry(simulation: &mut Simulation, topology: &Topology) {
 
 fn entry_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
     let settings = inter_server::Settings {
+        profile: Profile::Ours,
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
@@ -95,6 +97,7 @@ fn entry_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &
 
 fn exit_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
     let settings = server::Settings {
+        profile: Profile::Ours,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),
