@@ -108,6 +108,26 @@ pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
 /// Their inter-server never says that a client has gone: our server ends a flow idle both ways after this.
 pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 
+/// Name look-ups under way at once; each holds a socket or two of the control thread.
+pub const NAMES_OUTSTANDING: usize = 256;
+/// A look-up that takes longer has failed: two tries of a resolver's usual 5 s.
+pub const NAME_LOOK_UP: Duration = Duration::from_secs(10);
+/// With addresses of one family at hand, the other family's answer is waited for this long: some resolvers swallow AAAA questions,
+/// and that must not cost ten seconds.
+pub const NAME_OTHER_FAMILY: Duration = Duration::from_millis(250);
+/// How often at most resolv.conf and hosts are looked at for changes: a look is two `stat` calls.
+pub const NAME_FILES: Duration = Duration::from_secs(1);
+/// Answers kept: a browser's day, and at a few KiB each no more than a shard's buffers.
+pub const NAMES_CACHED: u64 = 2048;
+/// Connections that the kernel keeps for a listener. It takes the lower of this and `net.core.somaxconn`, 4096 by default.
+pub const BACKLOG: i32 = 4096;
+/// Log lines of one call site in one second: enough to see what happens, few enough not to be what happens.
+pub const LOG_LINES_PER_SECOND: u32 = 20;
+/// Log lines that may wait for standard error: a burst of every call site, at a few hundred bytes each.
+pub const LOG_QUEUE: usize = 1024;
+/// A shard ends by itself within [`GRACE`]; one that has not this long after it is stuck, and the process goes without it.
+pub const STUCK: Duration = Duration::from_secs(5);
+
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));

@@ -21,16 +21,12 @@ use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::exit::Failure;
-use crate::limits::GRACE;
+use crate::limits::{GRACE, STUCK};
 use crate::shard::inbox::{Message, Postbox, ToControl};
 use crate::shard::state::State;
 use names::{Found, Names, Waiter};
 use signals::Signal;
 
-pub use names::OUTSTANDING_MAX;
-
-/// Shards end by themselves within the grace time; one that does not is stuck, and the process goes without it.
-const STUCK: Duration = Duration::from_secs(5);
 /// The demo's tunnel is there in milliseconds, or something is wrong.
 const FIRST_TUNNEL: Duration = Duration::from_secs(10);
 /// How often the demo looks for its first tunnel.

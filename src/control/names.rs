@@ -1,7 +1,7 @@
 //! Names: the hosts file and DNS, asked on behalf of the shards. A look-up that several wait for is made once, and a slow one holds
 //! up nobody but those who wait for it.
 //!
-//! What always holds between calls: at most [`OUTSTANDING_MAX`] look-ups are under way, each ends within [`LOOK_UP`], and everybody
+//! What always holds between calls: at most [`NAMES_OUTSTANDING`] look-ups are under way, each ends within [`NAME_LOOK_UP`], and everybody
 //! who waits for one is in `waiting` under its name.
 
 use std::collections::HashMap;
@@ -22,19 +22,9 @@ use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use crate::limits::{NAME_FILES, NAME_LOOK_UP, NAME_OTHER_FAMILY, NAMES_CACHED, NAMES_OUTSTANDING};
 use crate::shard::inbox::{Message, NameError, Postbox};
 
-/// Look-ups under way at once; each holds a socket or two.
-pub const OUTSTANDING_MAX: usize = 256;
-/// A look-up that takes longer has failed.
-const LOOK_UP: Duration = Duration::from_secs(10);
-/// With addresses of one family at hand, the other family's answer is waited for this long: some resolvers swallow AAAA
-/// questions, and that must not cost ten seconds.
-const OTHER_FAMILY: Duration = Duration::from_millis(250);
-/// How often at most the system's files are looked at for changes.
-const LOOK_AT_FILES: Duration = Duration::from_secs(1);
-/// Answers kept: a browser's day, and at a few KiB each no more than a shard's buffers.
-const CACHED: u64 = 2048;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
@@ -80,11 +70,11 @@ impl Names {
         Self {
             server,
             paths: Paths { resolv_conf: PathBuf::from(RESOLV_CONF), hosts: PathBuf::from(HOSTS) },
-            look_again: LOOK_AT_FILES,
+            look_again: NAME_FILES,
             source: None,
             files: Files::default(),
             looked_at: Instant::now(),
-            time_limit: LOOK_UP,
+            time_limit: NAME_LOOK_UP,
             waiting: HashMap::new(),
         }
     }
@@ -115,7 +105,7 @@ impl Names {
         if let Some(waiting) = self.waiting.get_mut(&name) {
             return waiting.push(waiter);
         }
-        if self.waiting.len() >= OUTSTANDING_MAX {
+        if self.waiting.len() >= NAMES_OUTSTANDING {
             return waiter.tell(&Err(NameError::Busy));
         }
         self.waiting.insert(name.clone(), vec![waiter]);
@@ -205,8 +195,8 @@ impl Source {
         // The hosts file is looked at before, for both families at once.
         options.use_hosts_file = ResolveHosts::Never;
         // Every look-up may have to fall back to TCP at once.
-        options.max_active_requests = 2 * OUTSTANDING_MAX;
-        options.cache_size = CACHED;
+        options.max_active_requests = 2 * NAMES_OUTSTANDING;
+        options.cache_size = NAMES_CACHED;
     }
 
     async fn addresses(&self, text: &str) -> Answer {
@@ -274,7 +264,7 @@ fn says_none(error: &NetError) -> bool {
 }
 
 async fn other(have_one: bool, answer: impl Future<Output = Answer>) -> Answer {
-    if have_one { tokio::time::timeout(OTHER_FAMILY, answer).await.unwrap_or(Err(NameError::Failed)) } else { answer.await }
+    if have_one { tokio::time::timeout(NAME_OTHER_FAMILY, answer).await.unwrap_or(Err(NameError::Failed)) } else { answer.await }
 }
 
 /// IPv6 and IPv4 by turns, each in the order it came in (RFC 8305), none twice.

@@ -14,9 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::config::{ListenAt, Listener};
 use crate::exit::Failure;
 use crate::inter_server::ListenerKind;
-
-/// Connections that the kernel keeps for us. It takes the lower of this and `net.core.somaxconn`, 4096 as well by default.
-const BACKLOG: i32 = 4096;
+use crate::limits::BACKLOG;
 
 /// All listening sockets of a process.
 #[derive(Debug, Default)]

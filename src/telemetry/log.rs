@@ -7,7 +7,7 @@
 //!
 //! What always holds between calls:
 //! * no thread but `log` waits for standard error: a line that finds the queue full is dropped and counted;
-//! * a call site gets at most [`PER_SECOND`] lines into one second, and what was held back is told by a line of its own;
+//! * a call site gets at most [`LOG_LINES_PER_SECOND`] lines into one second, and what was held back is told by a line of its own;
 //! * an event is one line, whatever a peer put into it.
 
 use std::collections::HashMap;
@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::limits::{LOG_LINES_PER_SECOND, LOG_QUEUE};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, Event, Level, Subscriber};
@@ -26,10 +27,6 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
-/// Lines of one call site in one second: enough to see what happens, few enough not to be what happens.
-pub const PER_SECOND: u32 = 20;
-/// Lines that may wait for standard error.
-const QUEUE_LINES: usize = 1024;
 /// How long a leaving process waits for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(1);
@@ -72,7 +69,7 @@ pub fn start(settings: Settings) -> io::Result<Log> {
 
 /// A log with its thread, and the way into it.
 fn to(settings: Settings, out: impl Write + Send + 'static) -> io::Result<(Log, Dispatch)> {
-    let (sender, receiver) = sync_channel(QUEUE_LINES);
+    let (sender, receiver) = sync_channel(LOG_QUEUE);
     let queue = Queue { sender, lost: Arc::default() };
     let limit = Limit { sites: Arc::default(), queue: queue.clone() };
     let writer = Writer { receiver, sites: Arc::clone(&limit.sites), lost: Arc::clone(&queue.lost), out };
@@ -191,7 +188,7 @@ impl<S: Subscriber> Layer<S> for Limit {
         if site.held == 0 && now.duration_since(site.since) >= WINDOW {
             *site = Site::new(now);
         }
-        if site.passed < PER_SECOND {
+        if site.passed < LOG_LINES_PER_SECOND {
             site.passed += 1;
             return true;
         }
@@ -280,7 +277,7 @@ impl<W: Write> Writer<W> {
             site.held == 0
         });
         for (count, event) in held {
-            tracing::warn!(suppressed = count, event, "more than {PER_SECOND} such events a second: the rest is not shown");
+            tracing::warn!(suppressed = count, event, "more than {LOG_LINES_PER_SECOND} such events a second: the rest is not shown");
         }
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -338,7 +335,7 @@ mod tests {
         let passed = lines.iter().filter(|line| line.contains("INFO flood n=")).count();
         let told: Vec<&String> = lines.iter().filter(|line| line.contains("event=\"flood\"")).collect();
         // One second's share, and another for each time that a second was over before the flood was.
-        assert!((1..=PER_SECOND as usize * (told.len() + 1)).contains(&passed), "{passed} lines, {told:?}");
+        assert!((1..=LOG_LINES_PER_SECOND as usize * (told.len() + 1)).contains(&passed), "{passed} lines, {told:?}");
         let count = |line: &&String| line.split("suppressed=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<usize>().ok());
         assert_eq!(passed + told.iter().filter_map(count).sum::<usize>(), 10_000, "every event was shown or counted");
     }

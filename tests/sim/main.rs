@@ -11,6 +11,7 @@ mod harness;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod observer;
+mod original;
 mod rng;
 mod roles;
 mod scenarios;

@@ -20,6 +20,7 @@ use zhwkprox::shard::{Role, Shard};
 
 use crate::engine::{SimIo, Temper, address};
 use crate::harness::{Machine, Simulation};
+use crate::observer::Observer;
 use crate::world::{Link, Nanos, World};
 
 pub(crate) const ENTRY: usize = 0;
@@ -45,6 +46,7 @@ pub(crate) struct Topology {
     pub(crate) max_tunnels: usize,
     pub(crate) linger: Duration,
     pub(crate) idle: Option<Duration>,
+    pub(crate) profile: Profile,
 }
 
 impl Topology {
@@ -56,6 +58,7 @@ impl Topology {
         max_tunnels: limits::MAX_TUNNELS,
         linger: limits::LINGER,
         idle: Some(limits::IDLE_V80),
+        profile: Profile::Ours,
     };
 }
 
@@ -67,6 +70,9 @@ fn cipher() -> MessageCipher {
 /// Both roles, started, in a world of this seed.
 pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     let mut simulation = Simulation::new(seed, tunnels_at(), topology.slowness);
+    if topology.profile == Profile::Original {
+        simulation.world().with_observer(Observer::keep_sends);
+    }
     simulation.world().set_link(tunnels_at().ip(), topology.tunnel_link);
     let [entry, exit] = [ENTRY, EXIT].map(|host| (topology.slots[host], topology.temper[host]));
     simulation.add_host(entry.0, entry.1, |io, arena, seed, world| entry_shard(topology, io, arena, seed, world));
@@ -81,7 +87,7 @@ pub(crate) fn restart_entry(simulation: &mut Simulation, topology: &Topology) {
 
 fn entry_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
     let settings = inter_server::Settings {
-        profile: Profile::Ours,
+        profile: topology.profile,
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
@@ -97,7 +103,7 @@ fn entry_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &
 
 fn exit_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
     let settings = server::Settings {
-        profile: Profile::Ours,
+        profile: topology.profile,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),

@@ -14,51 +14,51 @@ use crate::verdict::{Plans, check_flows, is_empty};
 use crate::world::{Link, MILLISECOND, Nanos, Owner, Path, Read, SECOND};
 
 /// A destination's address by number.
-fn at(number: u8) -> SocketAddr {
+pub(crate) fn at(number: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::from([93, 184, 216, number]), 80)
 }
 
 /// Sends nothing, ever, and does not end.
-const MUTE: Plan = Plan { write: Pace { hold: 1_000_000 * SECOND, piece: 1, pause: 0 }, ..Plan::send(NAME_BYTES) };
+pub(crate) const MUTE: Plan = Plan { write: Pace { hold: 1_000_000 * SECOND, piece: 1, pause: 0 }, ..Plan::send(NAME_BYTES) };
 
 /// Takes connections and never reads from them.
 const NEVER_READS: Plan = Plan { read: Pace { hold: 1_000_000 * SECOND, ..Pace::FULL }, ..MUTE };
 
-struct Scene {
-    simulation: Simulation,
-    plans: Plans,
+pub(crate) struct Scene {
+    pub(crate) simulation: Simulation,
+    pub(crate) plans: Plans,
 }
 
 impl Scene {
     /// Both roles, with tunnels.
-    fn new(topology: &Topology) -> Self {
+    pub(crate) fn new(topology: &Topology) -> Self {
         let mut simulation = build(1, topology);
         assert!(simulation.run_until(30 * SECOND, |simulation| simulation.state(ENTRY).tunnels > 0));
         simulation.run_for(SECOND);
         Self { simulation, plans: Plans { ample: true, calm: true, ..Plans::default() } }
     }
 
-    fn destination(&mut self, at: SocketAddr, kind: Kind) {
+    pub(crate) fn destination(&mut self, at: SocketAddr, kind: Kind) {
         self.simulation.add_destination(at, kind);
         self.plans.destinations.insert(at, kind);
     }
 
-    fn client_after(&mut self, wait: Nanos, target: SocketAddr, plan: Plan) -> u32 {
+    pub(crate) fn client_after(&mut self, wait: Nanos, target: SocketAddr, plan: Plan) -> u32 {
         let start = self.simulation.now() + wait;
         let manner = Manner::Polite;
         self.simulation.add_client(ClientPlan { start, entry: socks_at(), from: address(9), target, manner, hang_up_at: None, plan })
     }
 
-    fn client(&mut self, target: SocketAddr, plan: Plan) -> u32 {
+    pub(crate) fn client(&mut self, target: SocketAddr, plan: Plan) -> u32 {
         self.client_after(0, target, plan)
     }
 
-    fn record(&self, number: u32) -> Record {
+    pub(crate) fn record(&self, number: u32) -> Record {
         self.simulation.stage.book.borrow().records[&number].clone()
     }
 
     /// Runs until every client and destination is done.
-    fn run(&mut self, longest: Nanos) {
+    pub(crate) fn run(&mut self, longest: Nanos) {
         let deadline = self.simulation.now() + longest;
         self.simulation.run_until(deadline, |simulation| simulation.stage.book.borrow().unfinished().is_empty());
         let unfinished = self.simulation.stage.book.borrow().unfinished();
@@ -66,14 +66,14 @@ impl Scene {
     }
 
     /// All is whole, and all is given back.
-    fn conclude(mut self) {
+    pub(crate) fn conclude(mut self) {
         check_flows(&self.simulation, &self.plans);
         let deadline = self.simulation.now() + 400 * SECOND;
         self.simulation.run_until(deadline, |simulation| [ENTRY, EXIT].iter().all(|host| is_empty(&simulation.state(*host))));
         finish(&self.simulation);
     }
 
-    fn took(&self, number: u32) -> Nanos {
+    pub(crate) fn took(&self, number: u32) -> Nanos {
         let record = self.record(number);
         record.finished.expect("it is over") - record.started
     }

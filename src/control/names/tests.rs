@@ -253,7 +253,7 @@ async fn look_ups_are_bounded_and_one_too_many_is_told_at_once() {
     let server = Server::start(reply).await;
     let mut bench = Bench::new(server.address);
     bench.names.time_limit = Duration::from_secs(2);
-    for ticket in 0..OUTSTANDING_MAX as u64 {
+    for ticket in 0..NAMES_OUTSTANDING as u64 {
         bench.ask(&format!("n{ticket}.test"), ticket);
     }
     assert_eq!(bench.answers(), []);
@@ -263,7 +263,7 @@ async fn look_ups_are_bounded_and_one_too_many_is_told_at_once() {
     assert_eq!(bench.answers(), [], "a name that is being looked up takes no new place");
     bench.ask("192.0.2.1", 1002);
     assert_eq!(bench.answers(), [(1002, Ok(vec![v4(1)]))], "an address needs no look-up");
-    let answers = bench.wait(OUTSTANDING_MAX + 1).await;
+    let answers = bench.wait(NAMES_OUTSTANDING + 1).await;
     assert!(answers.iter().all(|answer| answer.1 == Err(NameError::Failed)));
     open.store(1, Ordering::SeqCst);
     assert_eq!(bench.resolve("again.test").await, Ok(vec![v4(1)]));

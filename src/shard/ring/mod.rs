@@ -288,10 +288,9 @@ impl Ring {
         };
         // SAFETY: the kernel wrote an address of this length, or left it zeroed, which is the family "unspecified".
         let peer = unsafe { SockAddr::new(accepting.address, accepting.length) }.as_socket();
-        if peer.is_some()
-            && let Err(error) = options::apply(SockRef::from(&descriptor), accepting.purpose)
-        {
-            return (Err(errno(&error)), Payload::None);
+        if peer.is_some() && options::apply(SockRef::from(&descriptor), accepting.purpose).is_err() {
+            // It went wrong with this connection, which is closed with that, and not with the listener.
+            return (Err(Errno(libc::ECONNABORTED)), Payload::None);
         }
         self.sockets.fill(into, Record::Open(Socket::new(descriptor)));
         (Ok(0), Payload::Accepted(peer))
