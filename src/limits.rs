@@ -94,20 +94,6 @@ pub const AUTH_TAIL_BYTES: usize = 16;
 /// Largest challenge an inter-server answers.
 pub const CHALLENGE_MAX: usize = 64;
 
-/// Between two frames on a tunnel to the author's programs: they start a thread per message and do not check the order (0x80 §5,
-/// as all of these).
-pub const ORIGINAL_PACE: Duration = Duration::from_millis(1);
-/// A client that has said nothing for this long has its flow opened without data.
-pub const ORIGINAL_OPEN: Duration = Duration::from_millis(200);
-/// Requests that keep a flow alive: their server closes one 20 s after the last.
-pub const ORIGINAL_KEEP_ALIVE: Duration = Duration::from_secs(8);
-/// Their server never reports a failed connect: without a reply a flow ends after this.
-pub const ORIGINAL_ANSWER: Duration = Duration::from_secs(30);
-/// After the last request for it an (ip, port) rests this long: their 20 s timer must have fired before it is used again.
-pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
-/// Their inter-server never says that a client has gone: our server ends a flow idle both ways after this.
-pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
-
 /// Name look-ups under way at once; each holds a socket or two of the control thread.
 pub const NAMES_OUTSTANDING: usize = 256;
 /// A look-up that takes longer has failed: two tries of a resolver's usual 5 s.
@@ -127,6 +113,19 @@ pub const LOG_LINES_PER_SECOND: u32 = 20;
 pub const LOG_QUEUE: usize = 1024;
 /// A shard ends by itself within [`GRACE`]; one that has not this long after it is stuck, and the process goes without it.
 pub const STUCK: Duration = Duration::from_secs(5);
+/// Between two frames on a tunnel to the author's programs: they start a thread per message and do not check the order (0x80 §5,
+/// as all of these).
+pub const ORIGINAL_PACE: Duration = Duration::from_millis(1);
+/// A client that has said nothing for this long has its flow opened without data.
+pub const ORIGINAL_OPEN: Duration = Duration::from_millis(200);
+/// Requests that keep a flow alive: their server closes one 20 s after the last.
+pub const ORIGINAL_KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// Their server never reports a failed connect: without a reply a flow ends after this.
+pub const ORIGINAL_ANSWER: Duration = Duration::from_secs(30);
+/// After the last request for it an (ip, port) rests this long: their 20 s timer must have fired before it is used again.
+pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
+/// Their inter-server never says that a client has gone: our server ends a flow idle both ways after this.
+pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);

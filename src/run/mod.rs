@@ -15,11 +15,11 @@ use crate::inter_server::ListenerKind;
 use crate::limits::{QUEUE_BYTES, SLOT_BYTES};
 use crate::protocol::v80::Profile;
 use crate::rlimits;
+use crate::shard::Plan;
 use crate::shard::board::Board;
 use crate::shard::inbox::Inbox;
 use crate::shard::ring::Sizes;
 use crate::shard::startup;
-use crate::shard::{Plan, affinity};
 use crate::telemetry::log;
 use crate::{inter_server, server};
 use listeners::Bound;
@@ -100,7 +100,7 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
     for (index, (inbox, listeners)) in inboxes.into_iter().zip(listeners).enumerate() {
         let plan = Plan {
             index,
-            core: Some(config.cores[index]),
+            core: config.cores[index],
             buffer_memory: config.buffer_memory,
             inbox,
             control: control.clone(),
@@ -122,16 +122,11 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
 
 /// A shard from its thread's begin to its end.
 fn run_shard(plan: Plan, role: Role, cipher: crate::crypto::fixed_iv::MessageCipher) -> Result<(), String> {
-    let run = || {
-        if let Some(core) = plan.core {
-            affinity::pin_to(core)?;
-        }
-        match role {
-            Role::Server(settings) => server::run(plan, settings, cipher),
-            Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
-        }
+    let result = match role {
+        Role::Server(settings) => server::run(plan, settings, cipher),
+        Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
     };
-    run().map_err(|cause: std::io::Error| cause.to_string())
+    result.map_err(|cause| cause.to_string())
 }
 
 const fn name(role: &Role) -> &'static str {

@@ -182,3 +182,21 @@ fn a_cancel_that_comes_between_the_failure_and_its_report_is_not_lost() {
     assert!(failed > 0, "no cancel came in between");
     assert_eq!(rig.slots_in_use(), 0);
 }
+
+#[test]
+fn without_a_slot_even_the_end_waits_for_one_and_then_comes() {
+    let mut rig = Rig::new(1);
+    let (holder, holder_peer) = rig.tcp();
+    rig.receive(holder);
+    write_all(&holder_peer, b"x");
+    let chunk = received(rig.wait(Kind::Receive, holder));
+    let (socket, peer) = rig.tcp();
+    rig.receive(socket);
+    assert!(rig.poll().is_empty());
+    drop(peer);
+    assert_eq!(rig.wait(Kind::Receive, socket).result, Err(NO_SLOT));
+    drop(chunk);
+    rig.receive(socket);
+    assert_eq!(rig.wait(Kind::Receive, socket).result, Ok(0));
+    assert_eq!(rig.slots_in_use(), 0);
+}

@@ -75,6 +75,25 @@ fn a_peers_reset_is_told_by_the_receive() {
 }
 
 #[test]
+fn a_peers_reset_under_a_waiting_send_is_told_by_the_send_or_the_receive() {
+    let mut rig = Rig::new(8);
+    for _ in 0..20 {
+        let (socket, peer) = rig.tcp();
+        rig.receive(socket);
+        rig.send(socket, Chunk::copy_of(&pattern(8, 0, 16 << 20)), true);
+        assert!(rig.poll().is_empty());
+        socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        let receive = rig.wait(Kind::Receive, socket).result;
+        let (send, chunk) = sent(rig.wait(Kind::Send, socket));
+        // The kernel tells it once. A send that waited and comes back short is such a telling, and the receive then looks like FIN.
+        let told_by_send = send.is_err() || send.is_ok_and(|count| (count as usize) < chunk.len());
+        assert!(told_by_send || receive.is_err(), "send {send:?}, receive {receive:?}");
+        rig.close(socket, false);
+    }
+}
+
+#[test]
 fn a_cancelled_listener_gives_all_its_accepts_back_and_works_on() {
     let mut rig = Rig::new(8);
     let (ours, address) = listener();

@@ -1,0 +1,238 @@
+//! What both roles do alike: bytes, ends and failures between a flow's connection and its tunnel. How tunnels come to be and how
+//! flows are opened is the roles' own.
+//!
+//! ```text
+//!   connection ──Received──▶ link.send ──▶ tunnel            a full outbox of the tunnel: the connection is not read
+//!   connection ◀──outbox───  Data       ◀── tunnel            a full outbox of the connection: the tunnel is not read
+//!
+//!   FIN in ──▶ own end ─┐
+//!                       ├─▶ both: detached, the key is free at once; what is queued is still written, then closed
+//!   FIN out ◀─ peer end ┘
+//! ```
+//!
+//! What always holds between calls:
+//! * a flow with a tunnel has its key taken there, and the tunnel knows the flow; a detached flow has no tunnel;
+//! * a flow has one timer at most; it and the flow go together;
+//! * a tunnel is in `idle` exactly when nothing is on its link.
+
+mod ends;
+mod flows;
+mod tunnels;
+
+use std::time::Duration;
+
+use crate::link::{Link, ORIGINAL};
+use crate::outbox::Outbox;
+use crate::protocol::v80::Side;
+use crate::protocol::v80::frame::Destination;
+use crate::shard::core::{Closing, Core};
+use crate::shard::slab::{GenSlab, Key};
+use crate::shard::state::State;
+use crate::shard::time::Time;
+use crate::shard::timers::TimerId;
+
+/// A flow's timers, as [`crate::shard::core::Event::Timer`] names them. The roles' own start at [`FIRST_ROLE_TIMER`].
+const WATCH: u8 = 0;
+/// The first number free for timers of the roles.
+pub const FIRST_ROLE_TIMER: u8 = 16;
+/// A tunnel's timers.
+const BLOCKED: u8 = 1;
+const DISCARDING: u8 = 2;
+const _: () = assert!(ORIGINAL > DISCARDING && ORIGINAL < FIRST_ROLE_TIMER);
+
+/// Limits that the operator can set.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a half-open or detached flow without progress.
+    pub linger: Duration,
+    /// For a flow without a byte either way (`None`: without end).
+    pub idle: Option<Duration>,
+}
+
+/// An authenticated tunnel.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The wire.
+    pub link: Link,
+    /// The role's number for the other end.
+    pub peer: usize,
+    /// Since when nothing has been on it.
+    pub idle_since: Time,
+    /// When it was authenticated.
+    pub up_since: Time,
+    /// Takes no new flow, and is closed when the last has ended.
+    pub retired: bool,
+    /// A flow has been on it.
+    has_carried: bool,
+    blocked_timer: Option<TimerId>,
+    discarding_timer: Option<TimerId>,
+    is_dirty: bool,
+    is_idle: bool,
+    /// Keys taken and whether it was unread, when last looked at.
+    seen: (usize, bool),
+}
+
+/// One proxied connection.
+#[derive(Debug)]
+pub struct Flow<E> {
+    /// Its tunnel; `None` when both ends have passed, or when it waits for one.
+    pub tunnel: Option<Key>,
+    /// Its key on the tunnel.
+    pub destination: Destination,
+    /// Its connection.
+    pub socket: Key,
+    /// Whether the connection is up.
+    pub is_connected: bool,
+    /// Whether the role holds its reading back.
+    pub is_held: bool,
+    /// Whether bytes of the connection have been sent into a tunnel.
+    pub has_sent: bool,
+    /// Whether anything has come for it from a tunnel.
+    pub has_received: bool,
+    /// What the role keeps with it.
+    pub extra: E,
+    /// What waits for its connection.
+    pub outbox: Outbox,
+    reading: Reading,
+    own_end: bool,
+    peer_end: bool,
+    /// What its connection still sends is dropped; only its end is waited for, so that closing does not destroy what was written.
+    is_deaf: bool,
+    /// Since when its full outbox has kept the tunnel unread.
+    blocking_since: Option<Time>,
+    last_progress: Time,
+    timer: Option<TimerId>,
+    is_dirty: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reading {
+    Off,
+    Armed,
+    WaitingForRoom,
+    Ended,
+}
+
+/// What a role has to do.
+#[derive(Debug)]
+pub enum Notice {
+    /// A flow is wanted (exit): answer with [`Relay::add_flow`] and `attach`, or `refuse`, on the tunnel's link.
+    Open(Destination),
+    /// The peer ended a flow whose reading is held and that has seen no byte (entry): its address does not work.
+    EndedWhileHeld(Key),
+}
+
+/// What a lost tunnel leaves to its role.
+#[derive(Debug)]
+pub struct Lost {
+    /// The role's number for the other end.
+    pub peer: usize,
+    /// How long it was up.
+    pub was_up: Duration,
+    /// A flow has been on it, so it ended in the course of work.
+    pub has_carried: bool,
+    /// Flows on which nothing has passed yet: they can go to another tunnel (entry only).
+    pub untouched: Vec<Key>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Relay<E> {
+    /// The tunnels.
+    pub tunnels: GenSlab<Tunnel>,
+    /// The flows.
+    pub flows: GenSlab<Flow<E>>,
+    side: Side,
+    patience: Patience,
+    /// Idle tunnels, the one used last at the end.
+    idle: Vec<Key>,
+    dirty_tunnels: Vec<Key>,
+    dirty_flows: Vec<Key>,
+    bytes_before: (u64, u64),
+    has_openings: bool,
+}
+
+impl<E> Relay<E> {
+    /// An empty relay of one side.
+    #[must_use]
+    pub fn new(side: Side, patience: Patience) -> Self {
+        Self {
+            tunnels: GenSlab::default(),
+            flows: GenSlab::default(),
+            side,
+            patience,
+            idle: Vec::new(),
+            dirty_tunnels: Vec::new(),
+            dirty_flows: Vec::new(),
+            bytes_before: (0, 0),
+            has_openings: false,
+        }
+    }
+
+    /// Sends everything that was queued in this turn.
+    pub fn flush(&mut self, core: &mut Core) {
+        for tunnel in std::mem::take(&mut self.dirty_tunnels) {
+            if let Some(here) = self.tunnels.get_mut(tunnel) {
+                here.is_dirty = false;
+                here.link.flush(core, tunnel);
+                let woken = here.link.take_woken();
+                self.wake(core, woken);
+            }
+        }
+        for flow in std::mem::take(&mut self.dirty_flows) {
+            if let Some(here) = self.flows.get_mut(flow) {
+                here.is_dirty = false;
+                self.flush_flow(core, flow);
+            }
+        }
+    }
+
+    fn flush_flow(&mut self, core: &mut Core, flow: Key) {
+        let Some(here) = self.flows.get_mut(flow) else { return };
+        if !here.is_connected {
+            // Destinations that do not answer must not keep the slots of those that do.
+            here.outbox.let_go_of_slots(core);
+            return;
+        }
+        here.outbox.flush(core, here.socket);
+        if here.outbox.is_done() && here.tunnel.is_none() && !here.is_deaf {
+            self.remove_flow(core, flow, Closing::Graceful);
+        }
+    }
+
+    fn mark_dirty(&mut self, flow: Key) {
+        if let Some(here) = self.flows.get_mut(flow)
+            && !here.is_dirty
+        {
+            here.is_dirty = true;
+            self.dirty_flows.push(flow);
+        }
+    }
+
+    /// Fills in the numbers the relay knows.
+    pub fn state(&self, state: &mut State) {
+        for (_, flow) in self.flows.iter() {
+            if flow.tunnel.is_none() {
+                state.detached += 1;
+            } else {
+                state.flows += 1;
+                state.half_open += u64::from(flow.own_end != flow.peer_end);
+            }
+        }
+        state.tunnels = self.tunnels.len() as u64;
+        state.tunnels_idle = self.idle.len() as u64;
+        (state.bytes_from_tunnels, state.bytes_to_tunnels) = self.bytes_before;
+        for (_, tunnel) in self.tunnels.iter() {
+            let (bytes_in, bytes_out) = tunnel.link.bytes();
+            state.bytes_from_tunnels += bytes_in;
+            state.bytes_to_tunnels += bytes_out;
+        }
+    }
+}
+
+impl<E> Flow<E> {
+    /// How long the flow may go without progress in its present state.
+    const fn limit(&self, patience: &Patience) -> Option<Duration> {
+        if self.own_end || self.peer_end || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
+    }
+}

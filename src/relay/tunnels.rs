@@ -1,0 +1,215 @@
+//! Tunnels in use: what they say, what they have room for, and what their loss does to the flows on them.
+
+use std::collections::VecDeque;
+
+use tracing::debug;
+
+use super::{BLOCKED, DISCARDING, Lost, Notice, Reading, Relay, Tunnel};
+use crate::limits;
+use crate::link::{Link, LinkEvent, LinkFault, ORIGINAL};
+use crate::protocol::v80::Side;
+use crate::shard::buffers::Chunk;
+use crate::shard::core::{Closing, Core, Owner};
+use crate::shard::io::Errno;
+use crate::shard::slab::Key;
+
+impl<E> Relay<E> {
+    /// Takes an authenticated tunnel in and starts reading it.
+    pub fn add_tunnel(&mut self, core: &mut Core, link: Link, peer: usize) -> Key {
+        let socket = link.socket();
+        let now = core.now();
+        let tunnel = self.tunnels.insert(Tunnel {
+            link,
+            peer,
+            idle_since: now,
+            up_since: now,
+            retired: false,
+            has_carried: false,
+            blocked_timer: None,
+            discarding_timer: None,
+            is_dirty: false,
+            is_idle: true,
+            seen: (0, false),
+        });
+        self.idle.push(tunnel);
+        self.has_openings = true;
+        core.set_owner(socket, Owner::Tunnel(tunnel));
+        core.receive(socket);
+        tunnel
+    }
+
+    /// Idle tunnels, the one used last at the end.
+    #[must_use]
+    pub fn idle_tunnels(&self) -> &[Key] {
+        &self.idle
+    }
+
+    /// Whether, since last asked, a tunnel has come, a key become free, or an unread tunnel been read again.
+    pub const fn take_openings(&mut self) -> bool {
+        std::mem::replace(&mut self.has_openings, false)
+    }
+
+    /// Takes bytes from a tunnel in. Then ask [`Relay::next_notice`] until there is none.
+    pub fn on_tunnel_data(&mut self, tunnel: Key, chunk: Chunk) {
+        if let Some(tunnel) = self.tunnels.get_mut(tunnel) {
+            tunnel.link.take_in(chunk);
+        }
+    }
+
+    /// Works on what the tunnel has said, up to the next thing that is the role's to decide.
+    ///
+    /// # Errors
+    /// The peer's fault; end the tunnel with [`Relay::end_tunnel`].
+    pub fn next_notice(&mut self, core: &mut Core, tunnel: Key) -> Result<Option<Notice>, LinkFault> {
+        loop {
+            let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(None) };
+            let Some(event) = here.link.next_event(core.now())? else { break };
+            match event {
+                LinkEvent::Open(destination) => return Ok(Some(Notice::Open(destination))),
+                LinkEvent::Data(flow, chunk) => self.on_data(core, tunnel, flow, chunk),
+                LinkEvent::Finished(flow) => {
+                    if self.flows.get(flow).is_some_and(|flow| flow.is_held && !flow.has_received) {
+                        return Ok(Some(Notice::EndedWhileHeld(flow)));
+                    }
+                    self.on_peer_end(core, flow);
+                }
+                LinkEvent::Over(flow) => self.on_over(core, flow),
+            }
+        }
+        self.touch(core, tunnel);
+        if let Some(here) = self.tunnels.get(tunnel)
+            && !here.link.is_blocked()
+        {
+            core.receive(here.link.socket());
+        }
+        Ok(None)
+    }
+
+    /// Takes the end of a tunnel's send in. `Err`: the tunnel is broken; end it.
+    ///
+    /// # Errors
+    /// The socket's failure.
+    pub fn on_tunnel_sent(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk, result: Result<u32, Errno>) -> Result<(), Errno> {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(()) };
+        let woken = here.link.on_sent(chunk, result, core.now())?;
+        here.link.flush(core, tunnel);
+        self.wake(core, woken);
+        Ok(())
+    }
+
+    /// There is room for what these flows have to send.
+    pub(super) fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+        for flow in flows {
+            if let Some(flow) = self.flows.get_mut(flow)
+                && flow.reading == Reading::WaitingForRoom
+            {
+                flow.reading = Reading::Off;
+            }
+            self.read_on(core, flow);
+        }
+    }
+
+    /// Ends a tunnel: its flows are reset, and the role gets those that nothing has touched.
+    pub fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, how: Closing) -> Option<Lost> {
+        let mut here = self.tunnels.remove(tunnel)?;
+        core.cancel_timer(&mut here.blocked_timer);
+        core.cancel_timer(&mut here.discarding_timer);
+        here.link.cancel_timer(core);
+        self.idle.retain(|&idle| idle != tunnel);
+        let (bytes_in, bytes_out) = here.link.bytes();
+        self.bytes_before.0 += bytes_in;
+        self.bytes_before.1 += bytes_out;
+        core.close(here.link.socket(), how);
+        let mut untouched = Vec::new();
+        for key in here.link.flow_keys() {
+            let Some(flow) = self.flows.get_mut(key) else { continue };
+            flow.tunnel = None;
+            flow.blocking_since = None;
+            if self.side == Side::Entry && flow.peer_end {
+                // The reply is whole; only the request is cut.
+                self.detach(core, key);
+            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
+                untouched.push(key);
+            } else {
+                self.remove_flow(core, key, Closing::Reset);
+            }
+        }
+        Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched })
+    }
+
+    /// The tunnels whose other end is gone without a completion to say so: looked for where something is stuck.
+    #[must_use]
+    pub fn lost_tunnels(&self, core: &Core) -> Vec<Key> {
+        let stuck = self.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_blocked() || !tunnel.link.is_flushed());
+        stuck.filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
+    }
+
+    /// A tunnel's timer has fired. `true`: it is done with and must be ended.
+    pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> bool {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return false };
+        if what == DISCARDING {
+            here.discarding_timer = None;
+            let since = here.link.discarding_since();
+            if since.is_some_and(|since| core.now().since(since) >= limits::DISCARDING) {
+                here.retired = true;
+            }
+        } else if what == BLOCKED {
+            here.blocked_timer = None;
+            if here.link.flows() > 1 {
+                self.cut_blocking_flows(core, tunnel);
+            }
+        } else if what == ORIGINAL {
+            for flow in here.link.on_time(core.now()) {
+                debug!(flow = ?flow, "ended: no reply");
+                let _told = self.give_up(core, flow, false);
+            }
+        }
+        self.touch(core, tunnel);
+        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.link.flows() == 0)
+    }
+
+    /// On a shared tunnel two flows can lock each other up for good (0x80 §3): who has kept it unread too long is cut.
+    pub(super) fn cut_blocking_flows(&mut self, core: &mut Core, tunnel: Key) {
+        let Some(here) = self.tunnels.get(tunnel) else { return };
+        for key in here.link.flow_keys() {
+            let since = self.flows.get(key).and_then(|flow| flow.blocking_since);
+            if since.is_some_and(|since| core.now().since(since) >= limits::BLOCKED_SHARED_TUNNEL) {
+                debug!(flow = ?key, "cut: its full queue kept a shared tunnel unread");
+                let _told = self.give_up(core, key, false);
+            }
+        }
+    }
+
+    /// Brings what depends on a tunnel's link up to date after it may have changed: the idle stack, the timers, the list to flush.
+    pub fn touch(&mut self, core: &mut Core, tunnel: Key) {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return };
+        if !here.is_dirty {
+            here.is_dirty = true;
+            self.dirty_tunnels.push(tunnel);
+        }
+        let is_idle = here.link.is_idle();
+        if is_idle != here.is_idle {
+            here.is_idle = is_idle;
+            if is_idle {
+                here.idle_since = core.now();
+                self.idle.push(tunnel);
+                self.has_openings = true;
+            } else {
+                self.idle.retain(|&idle| idle != tunnel);
+            }
+        }
+        let seen = (here.link.keys(), here.link.is_blocked());
+        self.has_openings |= seen < here.seen;
+        here.seen = seen;
+        if here.link.is_blocked() && here.blocked_timer.is_none() {
+            here.blocked_timer = Some(core.set_timer(limits::BLOCKED_SHARED_TUNNEL, Owner::Tunnel(tunnel), BLOCKED));
+        } else if !here.link.is_blocked() {
+            core.cancel_timer(&mut here.blocked_timer);
+        }
+        if here.link.discarding_since().is_some() && here.discarding_timer.is_none() && !here.retired {
+            here.discarding_timer = Some(core.set_timer(limits::DISCARDING, Owner::Tunnel(tunnel), DISCARDING));
+        } else if here.link.discarding_since().is_none() {
+            core.cancel_timer(&mut here.discarding_timer);
+        }
+    }
+}
