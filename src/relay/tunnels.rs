@@ -98,7 +98,9 @@ impl<E> Relay<E> {
     }
 
     /// There is room for what these flows have to send.
-    pub(super) fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+    fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+        // A full tunnel takes no new flow either.
+        self.has_openings |= !flows.is_empty();
         for flow in flows {
             if let Some(flow) = self.flows.get_mut(flow)
                 && flow.reading == Reading::WaitingForRoom
@@ -211,5 +213,7 @@ impl<E> Relay<E> {
         } else if here.link.discarding_since().is_none() {
             core.cancel_timer(&mut here.discarding_timer);
         }
+        let woken = here.link.take_woken();
+        self.wake(core, woken);
     }
 }
