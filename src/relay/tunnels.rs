@@ -139,11 +139,11 @@ impl<E> Relay<E> {
         Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched })
     }
 
-    /// The tunnels whose other end is gone without a completion to say so: looked for where something is stuck.
+    /// The tunnels whose other end is gone without a completion to say so. All are asked: bytes that the kernel has taken and nobody
+    /// acknowledges suspend keepalive, and the kernel itself gives up after a quarter of an hour.
     #[must_use]
     pub fn lost_tunnels(&self, core: &Core) -> Vec<Key> {
-        let stuck = self.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_blocked() || !tunnel.link.is_flushed());
-        stuck.filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
+        self.tunnels.iter().filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
     }
 
     /// A tunnel's timer has fired. `true`: it is done with and must be ended.

@@ -534,9 +534,11 @@ impl Io for SimIo {
         }
     }
 
-    /// In the simulation a lost path fails the connection by itself.
-    fn is_lost(&self, _: SocketId) -> bool {
-        false
+    fn is_lost(&self, id: SocketId) -> bool {
+        match self.sockets.get(&id) {
+            Some(Socket::Connection(connection)) => self.world.is_lost(connection.end),
+            other => panic!("whether socket {} is lost is asked, but it is {other:?}", id.0),
+        }
     }
 
     fn slots_available(&self) -> usize {

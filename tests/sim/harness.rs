@@ -227,7 +227,7 @@ impl Simulation {
                 match owner {
                     Owner::Actor(actor) => self.run_actor(actor),
                     Owner::Host(host) => self.wake_host(host),
-                    Owner::Nobody => {}
+                    Owner::Control | Owner::Nobody => {}
                 }
             }
         }

@@ -10,6 +10,7 @@ mod engine;
 mod harness;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod net;
 mod observer;
 mod original;
 mod rng;

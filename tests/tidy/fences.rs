@@ -9,6 +9,7 @@ const UNSAFE: &[(&str, &str, &str)] = &[
     ("src/shard/affinity.rs", "unsafe", "sched_getaffinity and sched_setaffinity"),
     ("src/shard/buffers.rs", "unsafe", "the arena's mapping"),
     ("src/shard/inbox.rs", "unsafe", "eventfd"),
+    ("src/shard/ring/lost.rs", "unsafe", "poll and TCP_INFO"),
     ("src/shard/ring/mod.rs", "unsafe", "memory that operations name"),
     ("src/shard/ring/options.rs", "unsafe", "a socket option that socket2 does not know"),
     ("src/shard/ring/posted.rs", "unsafe", "the buffer ring's page"),

@@ -9,8 +9,8 @@ const LINES_MAX: usize = 600;
 
 /// Longer files: how long at most, and why.
 const LONG: &[(&str, usize, &str)] = &[
-    ("src/relay.rs", 720, "one state machine for flows and tunnels, whose parts call each other"),
-    ("src/shard/core.rs", 720, "sockets, accepts and completions share the table of entries"),
+    ("src/relay.rs", 760, "one state machine for flows and tunnels, whose parts call each other"),
+    ("src/shard/core.rs", 760, "sockets, accepts and completions share the table of entries"),
 ];
 
 #[test]
