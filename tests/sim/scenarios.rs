@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::client::{ClientPlan, Manner};
 use crate::destination::Kind;
-use crate::duplex::{Amount, Begin, Finish, Plan};
+use crate::duplex::{Abort, AbortWhen, Amount, Begin, Finish, Plan};
 use crate::engine::address;
 use crate::harness::{Fault, Simulation};
 use crate::roles::{ENTRY, EXIT, Topology, build, restart_entry, socks_at};
@@ -280,6 +280,23 @@ fn an_entry_that_is_dead_for_an_hour_costs_the_exit_nothing_and_service_is_back_
     scene.client(at(1), Plan::send(10_000));
     scene.run(10 * SECOND);
     scene.conclude();
+}
+
+#[test]
+fn a_shared_tunnel_on_which_only_dropped_replies_are_left_is_closed_and_service_goes_on() {
+    let mut scene = Scene::new(&Topology { max_tunnels: 1, ..Topology::PLAIN });
+    scene.plans.calm = false;
+    let endless = Pace { hold: 0, piece: 100, pause: 100 * MILLISECOND };
+    scene.destination(at(1), Kind::Serves(Plan { write: endless, ..Plan::send(10_000_000) }));
+    scene.destination(at(2), Kind::Serves(Plan { write: Pace { hold: 40 * SECOND, ..Pace::FULL }, ..Plan::send(1_000) }));
+    scene.destination(at(3), Kind::Serves(Plan::echo()));
+    scene.client(at(2), Plan::send(1_000));
+    let gone = Abort { when: AbortWhen::Time(2 * SECOND), reset: true };
+    scene.client(at(1), Plan { finish: Finish::AfterEnd, abort: Some(gone), ..Plan::send(1_000) });
+    scene.simulation.run_for(60 * SECOND);
+    let next = scene.client(at(3), Plan::send(5_000));
+    scene.simulation.run_for(5 * SECOND);
+    assert_eq!(scene.record(next).received, 5_000, "{:?}", scene.record(next));
 }
 
 #[test]

@@ -336,4 +336,3 @@ impl World {
         self.net().handles.remove(&descriptor)
     }
 }
-
