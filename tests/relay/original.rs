@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -56,6 +57,7 @@ impl Drop for StandIn {
 fn arguments(directory: &Path, role: &[&str]) -> Vec<String> {
     let key = directory.join("original-key");
     std::fs::write(&key, "ascii:samplekeytomatch\n").unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let common = ["--protocol", "0x80", "--profile", "original", "--cipher", "aes-128-cfb", "--cores", "0", "--key-file"];
     role.iter().chain(&common).map(|a| (*a).to_owned()).chain([key.display().to_string()]).collect()
 }
