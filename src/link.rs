@@ -1,6 +1,6 @@
 //! One authenticated tunnel over one socket, in the shape that both roles and both protocol versions share: flows are opened, carry
 //! bytes, are finished or reset. What only 0x80 needs (keys that are taken, ends that cross, a tunnel that must end so that the peer
-//! notices) stays in here; what only the author's programs need, in [`original`].
+//! notices) stays in here; what only the author's programs need, in `original`.
 //!
 //! ```text
 //!   socket ─▶ take_in: decipher in place ─▶ next_event: Open, Data, Finished

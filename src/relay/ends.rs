@@ -41,7 +41,8 @@ impl<E> Relay<E> {
                 self.unblock(core, tunnel);
             }
             self.detach(core, flow);
-        } else if here.is_connected {
+        } else if here.is_connected && !here.is_held {
+            // A held flow's one timer is the role's, which lets it go.
             self.watch(core, flow);
         }
     }

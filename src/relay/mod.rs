@@ -178,8 +178,6 @@ impl<E> Relay<E> {
             if let Some(here) = self.tunnels.get_mut(tunnel) {
                 here.is_dirty = false;
                 here.link.flush(core, tunnel);
-                let woken = here.link.take_woken();
-                self.wake(core, woken);
             }
         }
         for flow in std::mem::take(&mut self.dirty_flows) {

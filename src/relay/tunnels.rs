@@ -1,6 +1,7 @@
 //! Tunnels in use: what they say, what they have room for, and what their loss does to the flows on them.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tracing::debug;
 
@@ -103,7 +104,9 @@ impl<E> Relay<E> {
     }
 
     /// There is room for what these flows have to send.
-    pub(super) fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+    fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+        // A full tunnel takes no new flow either.
+        self.has_openings |= !flows.is_empty();
         for flow in flows {
             if let Some(flow) = self.flows.get_mut(flow)
                 && flow.reading == Reading::WaitingForRoom
@@ -193,7 +196,7 @@ impl<E> Relay<E> {
             }
         }
         self.touch(core, tunnel);
-        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.link.flows() == 0)
+        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.ending_timer.is_none() && here.link.flows() == 0)
     }
 
     /// On a shared tunnel two flows can lock each other up for good (0x80 §3): who has kept it unread too long is cut.
@@ -234,10 +237,19 @@ impl<E> Relay<E> {
         } else if !here.link.is_blocked() {
             core.cancel_timer(&mut here.blocked_timer);
         }
-        if here.link.discarding_since().is_some() && here.discarding_timer.is_none() && !here.retired {
+        if here.ending_timer.is_some() {
+            core.cancel_timer(&mut here.discarding_timer);
+        } else if here.retired {
+            // The others have ended: its timer ends it, at once.
+            if here.link.flows() == 0 && here.discarding_timer.is_none() {
+                here.discarding_timer = Some(core.set_timer(Duration::ZERO, Owner::Tunnel(tunnel), DISCARDING));
+            }
+        } else if here.link.discarding_since().is_some() && here.discarding_timer.is_none() {
             here.discarding_timer = Some(core.set_timer(limits::DISCARDING, Owner::Tunnel(tunnel), DISCARDING));
         } else if here.link.discarding_since().is_none() {
             core.cancel_timer(&mut here.discarding_timer);
         }
+        let woken = here.link.take_woken();
+        self.wake(core, woken);
     }
 }

@@ -12,7 +12,6 @@ mod ends;
 mod limits;
 mod mixups;
 mod names;
-mod original;
 mod policy;
 mod shards;
 mod socks5;

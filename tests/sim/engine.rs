@@ -389,6 +389,8 @@ impl SimIo {
         assert!(!shut, "a send on socket {} behind its own shutdown", id.0);
         match self.world.write(end, &send.chunk.as_slice()[send.taken..]) {
             Ok(count) => {
+                let (now, bytes) = (self.world.now(), &send.chunk.as_slice()[send.taken..send.taken + count]);
+                self.world.with_observer(|observer| observer.on_send(end, now, bytes));
                 send.taken += count;
                 if send.taken == send.chunk.len() || !send.wait {
                     let taken = send.taken;

@@ -12,6 +12,7 @@ mod harness;
 mod mutants;
 mod net;
 mod observer;
+mod original;
 mod process;
 mod rng;
 mod roles;

@@ -19,6 +19,7 @@ use zhwkprox::shard::{Role, Shard};
 
 use crate::engine::{SimIo, Temper, address};
 use crate::harness::Simulation;
+use crate::observer::Observer;
 use crate::process::{Machine, Part, Started};
 use crate::world::{Link, Nanos, World};
 
@@ -46,6 +47,7 @@ pub(crate) struct Topology {
     pub(crate) max_tunnels: usize,
     pub(crate) linger: Duration,
     pub(crate) idle: Option<Duration>,
+    pub(crate) profile: Profile,
 }
 
 impl Topology {
@@ -58,6 +60,7 @@ impl Topology {
         max_tunnels: limits::MAX_TUNNELS,
         linger: limits::LINGER,
         idle: Some(limits::IDLE_V80),
+        profile: Profile::Ours,
     };
 }
 
@@ -69,6 +72,9 @@ fn cipher() -> MessageCipher {
 /// Both roles, started, in a world of this seed.
 pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     let mut simulation = Simulation::new(seed, tunnels_at(), topology.slowness);
+    if topology.profile == Profile::Original {
+        simulation.world().with_observer(Observer::keep_sends);
+    }
     simulation.world().set_link(tunnels_at().ip(), topology.tunnel_link);
     let Topology { shards, slots, temper, .. } = *topology;
     let settings = *topology;
@@ -89,7 +95,7 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
 
 fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
-        profile: Profile::Ours,
+        profile: topology.profile,
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
@@ -105,7 +111,7 @@ fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
 
 fn server_of(topology: &Topology) -> Server {
     let settings = server::Settings {
-        profile: Profile::Ours,
+        profile: topology.profile,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),

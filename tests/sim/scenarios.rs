@@ -6,7 +6,7 @@ use zhwkprox::shard::inbox::Message;
 
 use crate::client::{ClientPlan, Manner, name_of};
 use crate::destination::Kind;
-use crate::duplex::{Amount, Begin, Finish, Plan};
+use crate::duplex::{Abort, AbortWhen, Amount, Begin, Finish, Plan};
 use crate::engine::address;
 use crate::harness::{Fault, Simulation};
 use crate::roles::{ENTRY, EXIT, Topology, build, socks_at};
@@ -16,36 +16,36 @@ use crate::verdict::{Plans, check_flows, is_empty};
 use crate::world::{Link, MILLISECOND, Nanos, Owner, Path, Read, SECOND};
 
 /// A destination's address by number.
-fn at(number: u8) -> SocketAddr {
+pub(crate) fn at(number: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::from([93, 184, 216, number]), 80)
 }
 
 /// Sends nothing, ever, and does not end.
-const MUTE: Plan = Plan { write: Pace { hold: 1_000_000 * SECOND, piece: 1, pause: 0 }, ..Plan::send(NAME_BYTES) };
+pub(crate) const MUTE: Plan = Plan { write: Pace { hold: 1_000_000 * SECOND, piece: 1, pause: 0 }, ..Plan::send(NAME_BYTES) };
 
 /// Takes connections and never reads from them.
 const NEVER_READS: Plan = Plan { read: Pace { hold: 1_000_000 * SECOND, ..Pace::FULL }, ..MUTE };
 
-struct Scene {
-    simulation: Simulation,
-    plans: Plans,
+pub(crate) struct Scene {
+    pub(crate) simulation: Simulation,
+    pub(crate) plans: Plans,
 }
 
 impl Scene {
     /// Both roles, with tunnels.
-    fn new(topology: &Topology) -> Self {
+    pub(crate) fn new(topology: &Topology) -> Self {
         let mut simulation = build(1, topology);
         assert!(simulation.run_until(30 * SECOND, |simulation| simulation.state(ENTRY).tunnels > 0));
         simulation.run_for(SECOND);
         Self { simulation, plans: Plans { ample: true, calm: true, ..Plans::default() } }
     }
 
-    fn destination(&mut self, at: SocketAddr, kind: Kind) {
+    pub(crate) fn destination(&mut self, at: SocketAddr, kind: Kind) {
         self.simulation.add_destination(at, kind);
         self.plans.destinations.insert(at, kind);
     }
 
-    fn client_after(&mut self, wait: Nanos, target: SocketAddr, plan: Plan) -> u32 {
+    pub(crate) fn client_after(&mut self, wait: Nanos, target: SocketAddr, plan: Plan) -> u32 {
         let start = self.simulation.now() + wait;
         self.simulation.add_client(Self::plan(start, target, plan))
     }
@@ -61,16 +61,16 @@ impl Scene {
         self.simulation.add_client(ClientPlan { by_name: true, ..Self::plan(self.simulation.now(), target, plan) })
     }
 
-    fn client(&mut self, target: SocketAddr, plan: Plan) -> u32 {
+    pub(crate) fn client(&mut self, target: SocketAddr, plan: Plan) -> u32 {
         self.client_after(0, target, plan)
     }
 
-    fn record(&self, number: u32) -> Record {
+    pub(crate) fn record(&self, number: u32) -> Record {
         self.simulation.stage.book.borrow().records[&number].clone()
     }
 
     /// Runs until every client and destination is done.
-    fn run(&mut self, longest: Nanos) {
+    pub(crate) fn run(&mut self, longest: Nanos) {
         let deadline = self.simulation.now() + longest;
         self.simulation.run_until(deadline, |simulation| simulation.stage.book.borrow().unfinished().is_empty());
         let unfinished = self.simulation.stage.book.borrow().unfinished();
@@ -78,14 +78,14 @@ impl Scene {
     }
 
     /// All is whole, and all is given back.
-    fn conclude(mut self) {
+    pub(crate) fn conclude(mut self) {
         check_flows(&self.simulation, &self.plans);
         let deadline = self.simulation.now() + 400 * SECOND;
         self.simulation.run_until(deadline, |simulation| [ENTRY, EXIT].iter().all(|host| is_empty(&simulation.state(*host))));
         finish(&self.simulation);
     }
 
-    fn took(&self, number: u32) -> Nanos {
+    pub(crate) fn took(&self, number: u32) -> Nanos {
         let record = self.record(number);
         record.finished.expect("it is over") - record.started
     }
@@ -292,6 +292,23 @@ fn an_entry_that_is_dead_for_an_hour_costs_the_exit_nothing_and_service_is_back_
     scene.client(at(1), Plan::send(10_000));
     scene.run(10 * SECOND);
     scene.conclude();
+}
+
+#[test]
+fn a_shared_tunnel_on_which_only_dropped_replies_are_left_is_closed_and_service_goes_on() {
+    let mut scene = Scene::new(&Topology { max_tunnels: 1, ..Topology::PLAIN });
+    scene.plans.calm = false;
+    let endless = Pace { hold: 0, piece: 100, pause: 100 * MILLISECOND };
+    scene.destination(at(1), Kind::Serves(Plan { write: endless, ..Plan::send(10_000_000) }));
+    scene.destination(at(2), Kind::Serves(Plan { write: Pace { hold: 40 * SECOND, ..Pace::FULL }, ..Plan::send(1_000) }));
+    scene.destination(at(3), Kind::Serves(Plan::echo()));
+    scene.client(at(2), Plan::send(1_000));
+    let gone = Abort { when: AbortWhen::Time(2 * SECOND), reset: true };
+    scene.client(at(1), Plan { finish: Finish::AfterEnd, abort: Some(gone), ..Plan::send(1_000) });
+    scene.simulation.run_for(60 * SECOND);
+    let next = scene.client(at(3), Plan::send(5_000));
+    scene.simulation.run_for(5 * SECOND);
+    assert_eq!(scene.record(next).received, 5_000, "{:?}", scene.record(next));
 }
 
 #[test]
