@@ -196,7 +196,7 @@ impl<E> Relay<E> {
             }
         }
         self.touch(core, tunnel);
-        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.link.flows() == 0)
+        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.ending_timer.is_none() && here.link.flows() == 0)
     }
 
     /// On a shared tunnel two flows can lock each other up for good (0x80 §3): who has kept it unread too long is cut.
@@ -237,7 +237,9 @@ impl<E> Relay<E> {
         } else if !here.link.is_blocked() {
             core.cancel_timer(&mut here.blocked_timer);
         }
-        if here.retired {
+        if here.ending_timer.is_some() {
+            core.cancel_timer(&mut here.discarding_timer);
+        } else if here.retired {
             // The others have ended: its timer ends it, at once.
             if here.link.flows() == 0 && here.discarding_timer.is_none() {
                 here.discarding_timer = Some(core.set_timer(Duration::ZERO, Owner::Tunnel(tunnel), DISCARDING));
