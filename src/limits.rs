@@ -77,6 +77,8 @@ pub const BACKOFF_RESET: Duration = Duration::from_secs(10);
 pub const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest pause of accepting.
 pub const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Failing accepts are told to the log once in this time: long enough for a quiet log, short enough to see whether it lasts.
+pub const ACCEPT_TOLD: Duration = Duration::from_secs(10);
 /// Accepts outstanding per listener.
 pub const ACCEPTS_POSTED: usize = 4;
 

@@ -10,6 +10,7 @@ use super::{Closing, Core, Event, Owner};
 use crate::limits;
 use crate::shard::io::{Done, Errno, Kind, Op, Payload, Purpose, SocketId, Token};
 use crate::shard::slab::Key;
+use crate::shard::time::Time;
 use crate::shard::timers::TimerId;
 
 /// What only a listener has.
@@ -19,13 +20,15 @@ pub(super) struct Accepts {
     pub(super) outstanding: usize,
     pub(super) pause: Duration,
     pub(super) paused: Option<TimerId>,
+    /// When the log was last told of a failure.
+    pub(super) told: Option<Time>,
 }
 
 impl Core {
     /// Starts accepting on a listening descriptor; connections come as [`Event::Accepted`] with `number`.
     pub fn listen(&mut self, descriptor: OwnedFd, number: u32, purpose: Purpose) -> Key {
         let key = self.adopt(descriptor, Owner::Listener(number));
-        let accepts = Accepts { purpose, outstanding: 0, pause: Duration::ZERO, paused: None };
+        let accepts = Accepts { purpose, outstanding: 0, pause: Duration::ZERO, paused: None, told: None };
         self.entries[key.index as usize].accepts = Some(Box::new(accepts));
         self.post_accepts(key.index);
         key
@@ -85,18 +88,23 @@ impl Core {
             self.post_accepts(listener.0);
             return;
         }
+        let now = self.now();
         let Some(accepts) = &mut self.entries[listener.0 as usize].accepts else { return };
         if accepts.paused.is_some() {
             return;
         }
-        let first = accepts.pause.is_zero();
+        // At the limit accepts succeed and fail in turns, as connections come and go: one line for a while of that.
+        let is_news = accepts.told.is_none_or(|told| now.since(told) >= limits::ACCEPT_TOLD);
+        if is_news {
+            accepts.told = Some(now);
+        }
         accepts.pause = (accepts.pause * 2).clamp(limits::ACCEPT_PAUSE_MIN, limits::ACCEPT_PAUSE_MAX);
         let pause = accepts.pause;
         let timer = self.set_timer(pause, Owner::Accepting(listener), 0);
         if let Some(accepts) = &mut self.entries[listener.0 as usize].accepts {
             accepts.paused = Some(timer);
         }
-        if first {
+        if is_news {
             warn!(%error, "cannot accept; trying again by itself, up to a second apart");
         }
     }
