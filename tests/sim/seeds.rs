@@ -14,7 +14,7 @@ use crate::harness::{Fault, Simulation};
 use crate::rng::Rng;
 use crate::roles::{ENTRY, EXIT, Topology, build, socks_at};
 use crate::traffic::{NAME_BYTES, Pace};
-use crate::verdict::{Plans, check_flows, is_empty, resting};
+use crate::verdict::{Plans, check_flows, difference, is_empty, resting};
 use crate::world::{Link, MICROSECOND, MILLISECOND, Nanos, Path, SECOND};
 
 /// What a seed came to, for the curious.
@@ -37,8 +37,13 @@ fn link(rng: &mut Rng, most_latency: Nanos) -> Link {
 }
 
 fn topology(rng: &mut Rng) -> Topology {
-    let temper =
-        Temper { short_receives: rng.pick(&[0, 20, 60]), delayed: rng.pick(&[0, 10, 40]), late_cancels: 50, posted: rng.pick(&[2, 4, 32]) };
+    let temper = Temper {
+        short_receives: rng.pick(&[0, 20, 60]),
+        delayed: rng.pick(&[0, 10, 40]),
+        late_cancels: 50,
+        posted: rng.pick(&[2, 4, 32]),
+        per_turn: rng.pick(&[1, 5, 256, 256]),
+    };
     Topology {
         shards: rng.pick(&[[1, 1], [1, 1], [1, 1], [2, 1], [1, 2], [2, 2]]),
         slots: [rng.pick(&[4, 5, 8, 16, 64]), rng.pick(&[4, 5, 8, 16, 64])],
@@ -190,7 +195,8 @@ pub(crate) fn run(seed: u64) -> Outcome {
     let deadline = simulation.now() + 400 * SECOND;
     let at_rest = |simulation: &Simulation| [ENTRY, EXIT].map(|host| resting(&simulation.state(host)));
     if !simulation.run_until(deadline, |simulation| at_rest(simulation) == before) {
-        panic!("not back where it was: entry and exit were {before:#?}, are {:#?}", at_rest(&simulation));
+        let [entry, exit] = [ENTRY, EXIT].map(|host| difference(&before[host], &at_rest(&simulation)[host]));
+        panic!("not back where it was: at the entry {entry}, at the exit {exit}");
     }
     finish(&simulation)
 }
@@ -306,7 +312,9 @@ fn both_roles_survive_every_seed_and_are_where_they_were() {
             }
         }
     });
-    println!("{seeds} seeds: {total:?}");
+    let Outcome { flows, bytes, no_buffers, most_turns, simulated, .. } = total;
+    let hours = simulated / SECOND / 3_600;
+    println!("{seeds} seeds: {flows} flows, {bytes} bytes, {no_buffers} times no slot, {most_turns} turns at most in a second, {hours} h");
     failures.sort();
     for (seed, text) in failures.iter().take(10) {
         println!("seed {seed}: {text}\n    replay: {}\n", replay(*seed));

@@ -156,3 +156,11 @@ pub(crate) fn is_empty(state: &State) -> bool {
     let State { flows, half_open, detached, clients_pending, slots_in_use, parked, .. } = state;
     [flows, half_open, detached, clients_pending, slots_in_use, parked].iter().all(|count| **count == 0)
 }
+
+/// Which numbers of two states differ, in one line.
+pub(crate) fn difference(before: &State, after: &State) -> String {
+    let [before, after] = [before, after].map(|state| serde_json::to_value(state).expect("numbers"));
+    let fields = before.as_object().into_iter().flatten().filter(|(name, was)| after[name.as_str()] != **was);
+    let told: Vec<String> = fields.map(|(name, was)| format!("{name} {was} -> {}", after[name.as_str()])).collect();
+    if told.is_empty() { "nothing".to_owned() } else { told.join(", ") }
+}
