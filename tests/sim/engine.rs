@@ -7,19 +7,19 @@
 //! * a chunk that is being sent is compared with what it was when it was submitted, at every step.
 
 use std::cell::RefCell;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use zhwkprox::limits::SLOT_DATA;
-use zhwkprox::shard::buffers::{Arena, Chunk};
+use zhwkprox::shard::buffers::Arena;
 use zhwkprox::shard::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
 
+use crate::pending::{Birth, Connection, PendingReceive, PendingSend, Socket, shuffle_sockets};
 use crate::rng::Rng;
-use crate::world::{EndId, Handle, ListenerId, MICROSECOND, Nanos, Owner, Read, World};
+use crate::world::{EndId, Handle, MICROSECOND, Nanos, Owner, Read, World};
 
 /// How far an engine strays from doing everything at once, whole and in order.
 #[derive(Clone, Copy, Debug)]
@@ -32,42 +32,12 @@ pub(crate) struct Temper {
     pub(crate) late_cancels: u64,
     /// Slots lent to the kernel at once.
     pub(crate) posted: usize,
+    /// The most completions that one turn hands over.
+    pub(crate) per_turn: usize,
 }
 
 impl Temper {
-    pub(crate) const CALM: Self = Self { short_receives: 0, delayed: 0, late_cancels: 0, posted: 32 };
-}
-
-#[derive(Debug)]
-struct PendingSend {
-    chunk: Chunk,
-    /// What the chunk was at submission.
-    copy: Vec<u8>,
-    taken: usize,
-    wait: bool,
-    token: Token,
-}
-
-#[derive(Debug)]
-struct PendingReceive {
-    max: usize,
-    token: Token,
-}
-
-#[derive(Debug)]
-struct Connection {
-    end: EndId,
-    receive: Option<PendingReceive>,
-    send: Option<PendingSend>,
-    shut: bool,
-}
-
-#[derive(Debug)]
-enum Socket {
-    Listener { listener: ListenerId, accepts: VecDeque<(SocketId, Purpose, Token)> },
-    Accepting { listener: SocketId },
-    Connecting { end: EndId, token: Token },
-    Connection(Connection),
+    pub(crate) const CALM: Self = Self { short_receives: 0, delayed: 0, late_cancels: 0, posted: 32, per_turn: 256 };
 }
 
 /// What the harness sees of an engine from outside.
@@ -438,45 +408,20 @@ impl SimIo {
         let mut kept = BTreeSet::new();
         for one in std::mem::take(&mut self.completed) {
             let socket = one.token.socket();
-            if kept.contains(&socket) || self.rng.chance(self.temper.delayed) {
+            if kept.contains(&socket) || done.len() == self.temper.per_turn || self.rng.chance(self.temper.delayed) {
                 kept.insert(socket);
                 self.completed.push(one);
             } else {
                 done.push(one);
             }
         }
-        let in_order: Vec<SocketId> = done.iter().map(|done| done.token.socket()).collect();
-        let mut places: Vec<usize> = (0..done.len()).collect();
-        self.rng.shuffle(&mut places);
-        // Where several are of one socket, they take its places from the first to the last.
-        let mut of_socket: BTreeMap<SocketId, BinaryHeap<Reverse<usize>>> = BTreeMap::new();
-        for (socket, place) in in_order.iter().zip(&places) {
-            of_socket.entry(*socket).or_default().push(Reverse(*place));
-        }
-        let mut placed: Vec<(usize, Done)> = Vec::with_capacity(done.len());
-        for (socket, one) in in_order.iter().zip(done.drain(..)) {
-            let place = of_socket.get_mut(socket).and_then(BinaryHeap::pop).expect("a place for each");
-            placed.push((place.0, one));
-        }
-        placed.sort_by_key(|(place, _)| *place);
-        done.extend(placed.into_iter().map(|(_, one)| one));
+        shuffle_sockets(done, &mut self.rng);
         self.just_failed = done.iter().filter(|done| done.is_failed_birth()).map(|done| done.token.socket()).collect();
         self.gauge.borrow_mut().delivered += done.len() as u64;
         if !self.completed.is_empty() {
             let time = self.world.now() + self.rng.between(1, 50) * MICROSECOND;
             self.world.wake_at(Owner::Host(self.host), time);
         }
-    }
-}
-
-trait Birth {
-    /// Whether a socket did not come to be.
-    fn is_failed_birth(&self) -> bool;
-}
-
-impl Birth for Done {
-    fn is_failed_birth(&self) -> bool {
-        self.result.is_err() && matches!(self.token.kind(), Some(Kind::Connect | Kind::Accept))
     }
 }
 
@@ -568,26 +513,6 @@ impl Drop for SimIo {
                 Socket::Connecting { end, .. } | Socket::Connection(Connection { end, .. }) => self.world.close(end, false),
                 Socket::Accepting { .. } => {}
             }
-        }
-    }
-}
-
-impl PendingSend {
-    fn check(&self, id: SocketId) {
-        let now = self.chunk.as_slice();
-        if now != self.copy {
-            let at = now.iter().zip(&self.copy).position(|(now, then)| now != then).unwrap_or(0);
-            panic!("the chunk being sent on socket {} was changed at byte {at} of {} before its completion", id.0, self.copy.len());
-        }
-    }
-}
-
-impl Socket {
-    fn outstanding(&self) -> usize {
-        match self {
-            Self::Listener { .. } => 0,
-            Self::Accepting { .. } | Self::Connecting { .. } => 1,
-            Self::Connection(connection) => usize::from(connection.receive.is_some()) + usize::from(connection.send.is_some()),
         }
     }
 }

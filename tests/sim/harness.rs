@@ -369,14 +369,28 @@ impl Simulation {
                 self.add_chore(now + time, Chore::Start(process));
             }
             _ if tunnels.is_empty() => {}
-            Fault::Kill => self.stage.world.kill(self.rng.pick(&tunnels)),
-            Fault::Lose => self.stage.world.lose(self.rng.pick(&tunnels)),
+            Fault::Kill => {
+                let victim = self.victim(&tunnels);
+                self.stage.world.kill(victim);
+            }
+            Fault::Lose => {
+                let victim = self.victim(&tunnels);
+                self.stage.world.lose(victim);
+            }
             Fault::Stall(time) => {
                 for tunnel in tunnels {
                     self.stage.world.stall(tunnel, now + time);
                 }
             }
         }
+    }
+
+    /// Any tunnel, more often one that carries something.
+    fn victim(&mut self, tunnels: &[EndId]) -> EndId {
+        let carries = |end: &EndId| self.stage.world.with_observer(|observer| observer.open_on(*end)) > 0;
+        let carrying: Vec<EndId> = tunnels.iter().copied().filter(carries).collect();
+        let from = if carrying.is_empty() || self.rng.chance(25) { tunnels } else { &carrying };
+        self.rng.pick(from)
     }
 
     fn wake_host(&mut self, index: usize) {
