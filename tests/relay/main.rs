@@ -14,6 +14,7 @@ mod mixups;
 mod names;
 mod policy;
 mod shards;
+mod sharing;
 mod socks5;
 mod stalls;
 mod stop;
