@@ -141,9 +141,11 @@ impl Pattern {
     /// Says what the bytes are that stand at `offset`, of which the first is wrong. `flows` of the run may be mixed up.
     #[must_use]
     pub fn explain(&self, offset: u64, bytes: &[u8], flows: u64) -> Wrong {
-        self.swapped_or_changed(offset, bytes)
+        // Who can say where they belong goes first: also the bytes of another flow are changed ones, up to their end.
+        self.swapped(offset, bytes)
             .or_else(|| self.place(bytes).and_then(|place| shifted(offset, place)))
             .or_else(|| self.mixed_up(bytes, flows))
+            .or_else(|| self.changed(offset, bytes))
             .or_else(|| self.shifted_a_little(offset, bytes))
             .unwrap_or_else(|| Wrong::Unknown { expected: self.byte(offset), got: bytes.first().copied().unwrap_or_default() })
     }
@@ -171,19 +173,18 @@ impl Pattern {
         range.into_iter().find(|at| bytes[*at] != self.byte(offset + *at as u64))
     }
 
-    fn swapped_or_changed(&self, offset: u64, bytes: &[u8]) -> Option<Wrong> {
-        let window = &bytes[..bytes.len().min(CHANGE_MAX)];
-        let right_at = |at: usize| window[at] == self.byte(offset + at as u64);
-        if let [first, second, ..] = *window {
-            let crossed = first == self.byte(offset + 1) && second == self.byte(offset);
-            if crossed && (2..window.len().min(10)).all(right_at) {
-                return Some(Wrong::Swapped);
-            }
-        }
-        // Behind a change eight bytes must be right, or coincidence would end a mix-up.
+    fn swapped(&self, offset: u64, bytes: &[u8]) -> Option<Wrong> {
+        let [first, second, rest @ ..] = bytes else { return None };
+        let crossed = *first == self.byte(offset + 1) && *second == self.byte(offset);
+        let rest = &rest[..rest.len().min(8)];
+        (crossed && self.check(offset + 2, rest).is_none()).then_some(Wrong::Swapped)
+    }
+
+    fn changed(&self, offset: u64, bytes: &[u8]) -> Option<Wrong> {
+        // Behind a change eight bytes must be right, or coincidence would end it too early.
         let (mut changed, mut right) = (0, 0);
-        for at in 0..window.len() {
-            (changed, right) = if right_at(at) { (changed, right + 1) } else { (at as u64 + 1, 0) };
+        for (byte, at) in bytes.iter().take(CHANGE_MAX).zip(0..) {
+            (changed, right) = if *byte == self.byte(offset + at) { (changed, right + 1) } else { (at + 1, 0) };
             if right == 8 {
                 return Some(Wrong::Changed { bytes: changed });
             }
