@@ -40,6 +40,17 @@ pub enum Command {
         #[arg(long, required = true, value_name = "ADDR:PORT")]
         listen: Vec<SocketAddr>,
     },
+    /// Start relays one after the other and put them side by side
+    Compare(Compare),
+    /// Print the table of runs that were kept with --json
+    Table {
+        /// The files; their measurements are taken together
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Draw the picture too
+        #[arg(long, value_name = "FILE.svg")]
+        plot: Option<PathBuf>,
+    },
 }
 
 /// One workload.

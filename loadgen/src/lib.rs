@@ -8,12 +8,14 @@
 
 pub mod cli;
 pub mod client;
+pub mod compare;
 pub mod destination;
 pub mod fault;
 pub mod latency;
 pub mod machine;
 pub mod measure;
 pub mod pattern;
+pub mod plot;
 pub mod procs;
 pub mod record;
 pub mod ring;

@@ -3,13 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use loadgen::cli::{Cli, Command, Common, Load};
+use loadgen::compare::compare;
 use loadgen::machine::{self, Machine};
 use loadgen::measure::measure;
+use loadgen::plot::plot;
 use loadgen::record::Record;
 use loadgen::spec::Workload;
 use loadgen::{destination, table};
@@ -37,6 +39,11 @@ fn main() -> ExitCode {
         Command::Idle(load) => single(&load, Workload::Idle),
         Command::Mixed(load) => single(&load, Workload::Mixed),
         Command::Destination { listen } => destination::serve_forever(&listen).map(|()| 0).map_err(Stop::from),
+        Command::Compare(asked) => compare(&asked).map_err(Stop::Wrong).and_then(|record| {
+            show(&record, &asked.common)?;
+            Ok(record.faults())
+        }),
+        Command::Table { files, plot } => again(&files, plot.as_deref()).map(|()| 0).map_err(Stop::from),
     };
     match done {
         Ok(0) => ExitCode::SUCCESS,
@@ -73,11 +80,35 @@ fn single(load: &Load, workload: Workload) -> Result<usize, Stop> {
 fn show(record: &Record, common: &Common) -> io::Result<()> {
     let json = record.json()?;
     match common.json.as_deref() {
-        Some(path) if path == Path::new("-") => return print(&json),
+        Some(path) if path == Path::new("-") => {
+            draw(record, common.plot.as_deref())?;
+            return print(&json);
+        }
         Some(path) => std::fs::write(path, json + "\n").map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?,
         None => {}
     }
+    draw(record, common.plot.as_deref())?;
     print(&table::table(record))
+}
+
+/// Table and picture from what was kept.
+fn again(files: &[PathBuf], plot: Option<&Path>) -> io::Result<()> {
+    let mut all = Record::default();
+    for (index, file) in files.iter().enumerate() {
+        let record = Record::load(file)?;
+        if index == 0 {
+            all = record;
+        } else {
+            all.entries.extend(record.entries);
+            all.doubts.extend(record.doubts);
+        }
+    }
+    draw(&all, plot)?;
+    print(&table::table(&all))
+}
+
+fn draw(record: &Record, file: Option<&Path>) -> io::Result<()> {
+    file.map_or(Ok(()), |file| plot(record, file).map_err(io::Error::other))
 }
 
 fn print(text: &str) -> io::Result<()> {
