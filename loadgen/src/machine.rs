@@ -2,13 +2,17 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
-/// Load average above which other work is in the way.
-const BUSY: f64 = 1.0;
+/// The part of all CPU time that others may take before it is said.
+const BUSY: f64 = 0.1;
+
+/// How long it is watched what others take.
+const WATCH: Duration = Duration::from_millis(400);
 
 /// What a kept number needs beside it.
 #[derive(Clone, Default, Debug, Serialize, Deserialize)]
@@ -23,10 +27,12 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// Load average over a minute, before the start.
     pub load: f64,
+    /// The part of all CPU time that was taken by others, before the start.
+    pub busy: f64,
 }
 
 impl Machine {
-    /// This one, now.
+    /// This one, now. Takes a moment, to see how busy it is.
     #[must_use]
     pub fn here() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -39,6 +45,7 @@ impl Machine {
             cores: cores().len(),
             memory_bytes: memory.unwrap_or(0) * 1024,
             load: read("/proc/loadavg").split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
+            busy: busy(),
         }
     }
 
@@ -49,8 +56,9 @@ impl Machine {
         if cfg!(debug_assertions) {
             doubts.push("loadgen is a debug build: build it with --release".to_owned());
         }
-        if self.load > BUSY {
-            doubts.push(format!("the machine is busy: load average {:.2}, expected at most {BUSY}", self.load));
+        if self.busy > BUSY {
+            let (taken, most) = (self.busy * 100.0, BUSY * 100.0);
+            doubts.push(format!("the machine is busy: others take {taken:.0} % of its CPU time, expected at most {most:.0} %"));
         }
         match target {
             Some(core) if own.contains(&core) => {
@@ -61,6 +69,25 @@ impl Machine {
         }
         doubts
     }
+}
+
+/// Watches the machine while this process sleeps.
+fn busy() -> f64 {
+    let before = times();
+    std::thread::sleep(WATCH);
+    let after = times();
+    let passed = |of: fn(&(u64, u64)) -> u64| of(&after).saturating_sub(of(&before)) as f64;
+    let (idle, all) = (passed(|times| times.0), passed(|times| times.1));
+    if all > 0.0 { 1.0 - idle / all } else { 0.0 }
+}
+
+/// Ticks in which the cores were idle, and all ticks.
+fn times() -> (u64, u64) {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user nice system idle iowait irq softirq steal; guest time is in user's already.
+    let ticks: Vec<u64> = fields.take(8).filter_map(|field| field.parse().ok()).collect();
+    (ticks.iter().skip(3).take(2).sum(), ticks.iter().sum())
 }
 
 /// The cores this process may use.

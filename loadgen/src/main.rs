@@ -67,6 +67,7 @@ fn single(load: &Load, workload: Workload) -> Result<usize, Stop> {
     let spec = load.spec(workload).map_err(Stop::Wrong)?;
     let machine = Machine::here();
     let doubts = machine.doubts(&spec.cores, None);
+    machine::pin(&spec.cores)?;
     for doubt in &doubts {
         eprintln!("warning: {doubt}");
     }

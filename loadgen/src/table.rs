@@ -30,6 +30,11 @@ pub fn table(record: &Record) -> String {
         );
         let _ = writeln!(out, "above 1, {} needs less. Where the rounds overlap, it says so.", targets[0]);
     }
+    for (index, entry) in record.entries.iter().enumerate() {
+        if !entry.version.is_empty() && record.entries[..index].iter().all(|before| before.target != entry.target) {
+            let _ = writeln!(out, "{}: {}", entry.target, entry.version);
+        }
+    }
     for entry in record.entries.iter().filter(|entry| !entry.outcome.faults.is_empty()) {
         let count = entry.outcome.faults.len();
         let _ = writeln!(out, "\n{}, {}, round {}: {count} faults", entry.target, entry.work, entry.round + 1);
@@ -41,8 +46,12 @@ pub fn table(record: &Record) -> String {
     let memory = machine.memory_bytes as f64 / f64::from(1 << 30);
     let _ = writeln!(
         out,
-        "\n{} × {}, {memory:.1} GiB, Linux {}, load {:.2} before the start; loadgen {}",
-        machine.cores, machine.processor, machine.kernel, machine.load, record.loadgen
+        "\n{} × {}, {memory:.1} GiB, Linux {}; others took {:.0} % of its CPU time before the start; loadgen {}",
+        machine.cores,
+        machine.processor,
+        machine.kernel,
+        machine.busy * 100.0,
+        record.loadgen
     );
     for doubt in &record.doubts {
         let _ = writeln!(out, "warning: {doubt}");

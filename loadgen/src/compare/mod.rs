@@ -28,8 +28,9 @@ pub fn compare(asked: &Compare) -> Result<Record, String> {
     let targets = Target::parse(&asked.targets)?;
     let core = asked.target_core.or_else(|| machine::cores().last().copied()).unwrap_or(0);
     let specs: Vec<Spec> = asked.workloads.iter().map(|workload| spec(asked, *workload)).collect::<Result<_, _>>()?;
-    let machine = Machine::here();
-    let doubts = machine.doubts(&asked.common.own_cores(), Some(core));
+    let (machine, own) = (Machine::here(), asked.common.own_cores());
+    let doubts = machine.doubts(&own, Some(core));
+    machine::pin(&own).map_err(|error| error.to_string())?;
     for doubt in &doubts {
         eprintln!("warning: {doubt}");
     }

@@ -55,19 +55,20 @@ impl Target {
             if name == "installed" {
                 let ours = Self::zhwkprox("zhwkprox", None);
                 let all = NAMED.iter().map(|(name, kind)| Self { name: (*name).to_owned(), kind: kind.clone() });
-                let present: Vec<_> = std::iter::once(ours).chain(all).filter(|target| target.missing().is_none()).collect();
-                targets.extend(present);
+                for target in std::iter::once(ours).chain(all).filter(|target| target.missing().is_none()) {
+                    if targets.iter().all(|before| before.name != target.name) {
+                        targets.push(target);
+                    }
+                }
             } else {
                 targets.push(Self::named(name)?);
             }
         }
-        let mut seen = Vec::new();
-        targets.retain(|target| {
-            !seen.contains(&target.name) && {
-                seen.push(target.name.clone());
-                true
+        for (index, target) in targets.iter().enumerate() {
+            if targets[..index].iter().any(|before| before.name == target.name) {
+                return Err(format!("{} is named twice; two builds of ours go as zhwkprox:new=PATH zhwkprox:old=PATH", target.name));
             }
-        });
+        }
         match targets.iter().find_map(|target| Some((target, target.missing()?))) {
             Some((target, missing)) => Err(format!("{}: {missing} is not installed; benches/peers/README.md says how", target.name)),
             None => Ok(targets),
@@ -120,13 +121,13 @@ impl Target {
 
     fn named(name: &str) -> Result<Self, String> {
         match name.split_once('=') {
-            Some(("zhwkprox", path)) => Ok(Self::zhwkprox(name, Some(path.into()))),
+            Some((label, path)) if label == "zhwkprox" || label.starts_with("zhwkprox:") => Ok(Self::zhwkprox(label, Some(path.into()))),
             None if name == "zhwkprox" => Ok(Self::zhwkprox(name, None)),
             _ => match NAMED.iter().find(|(known, _)| *known == name) {
                 Some((_, kind)) => Ok(Self { name: name.to_owned(), kind: kind.clone() }),
                 None => {
                     let known: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
-                    Err(format!("{name}: expected zhwkprox, zhwkprox=PATH, installed, {}", known.join(", ")))
+                    Err(format!("{name}: expected zhwkprox, zhwkprox=PATH, zhwkprox:LABEL=PATH, installed, {}", known.join(", ")))
                 }
             },
         }
@@ -251,7 +252,10 @@ mod tests {
         assert!(Target::parse(&["tor".to_owned()]).unwrap_err().contains("expected zhwkprox"));
         let nowhere = Target::parse(&["zhwkprox=/nowhere/zhwkprox".to_owned()]).unwrap_err();
         assert!(nowhere.contains("/nowhere/zhwkprox is not installed"), "{nowhere}");
-        let direct = ["direct".to_owned(), "direct".to_owned()];
-        assert_eq!(Target::parse(&direct).unwrap().len(), 1, "once is enough");
+        let named = |names: [&str; 2]| Target::parse(&names.map(str::to_owned));
+        assert!(named(["direct", "direct"]).unwrap_err().contains("named twice"));
+        assert_eq!(named(["direct", "installed"]).unwrap().iter().filter(|target| target.name == "direct").count(), 1);
+        let two = named(["zhwkprox:a=/proc/self/exe", "zhwkprox:b=/proc/self/exe"]).unwrap();
+        assert_eq!((two[0].name.as_str(), two[1].name.as_str()), ("zhwkprox:a", "zhwkprox:b"));
     }
 }

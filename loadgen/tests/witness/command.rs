@@ -1,5 +1,6 @@
 //! The command: what it prints, keeps and answers.
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use loadgen::record::Record;
@@ -23,13 +24,44 @@ fn a_run_prints_a_table_and_keeps_its_numbers() {
     assert!(record.command.contains(&"--pid".to_owned()) && record.machine.cores > 0);
 }
 
+/// With ssh, since it is there wherever the relay's own tests run.
+#[test]
+fn a_comparison_starts_its_targets_and_can_be_shown_again_from_what_it_kept() {
+    if Command::new("ssh").arg("-V").output().is_err() || !["/usr/sbin/sshd", "/usr/bin/sshd"].iter().any(|sshd| Path::new(sshd).is_file())
+    {
+        assert!(std::env::var_os("CI").is_none(), "ssh and sshd are missing: apt-get install openssh-client openssh-server");
+        eprintln!("SKIPPED: ssh and sshd are missing: apt-get install openssh-client openssh-server");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (json, svg, again) = (file("run.json"), file("run.svg"), file("again.svg"));
+    let short = ["--rounds", "2", "--seconds", "0.3", "--warm-up", "0.1", "--workloads", "echo,bulk-down,idle", "--idle-flows", "20"];
+    let kept = ["--json", json.as_str(), "--plot", svg.as_str()];
+    let run = loadgen(&[&["compare", "ssh", "direct"][..], &short, &kept].concat());
+    let (table, said) = (String::from_utf8(run.stdout).unwrap(), String::from_utf8(run.stderr).unwrap());
+    assert!(run.status.success(), "{table}{said}");
+    let record = Record::load(json.as_ref()).unwrap();
+    let (works, targets) = record.works_and_targets();
+    assert_eq!((works.len(), targets), (3, vec!["ssh", "direct"]));
+    assert_eq!(record.entries.len(), 12, "three works, two targets, two rounds");
+    for entry in record.entries.iter().filter(|entry| entry.target == "ssh") {
+        assert!(entry.measure.of(&entry.outcome).is_some() && entry.outcome.usage.processes >= 2, "{entry:?}");
+    }
+    let shown = loadgen(&["table", &json, "--plot", &again]);
+    assert_eq!(String::from_utf8(shown.stdout).unwrap(), table, "the table is made from what was kept");
+    let picture = std::fs::read_to_string(&svg).unwrap();
+    assert!(picture.contains("<svg") && picture.contains("cpu-s/GB") && picture.contains("ssh"));
+    assert_eq!(std::fs::read_to_string(&again).unwrap(), picture);
+}
+
 #[test]
 fn the_debug_build_and_the_shared_core_are_warned_of() {
     let machine = loadgen::machine::Machine { cores: 2, ..Default::default() };
     let doubts = machine.doubts(&[0], Some(0)).join("\n");
     assert!(doubts.contains("share core 0") && doubts.contains("debug build"), "{doubts}");
     assert_eq!(machine.doubts(&[0], Some(1)).len(), 1);
-    let busy = loadgen::machine::Machine { load: 3.0, ..machine };
+    let busy = loadgen::machine::Machine { busy: 0.5, ..machine };
     assert!(busy.doubts(&[0], Some(1)).join("\n").contains("busy"));
 }
 
