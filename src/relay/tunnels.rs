@@ -155,8 +155,14 @@ impl<E> Relay<E> {
             flow.tunnel = None;
             flow.blocking_since = None;
             if self.side == Side::Entry && flow.peer_end {
-                // The reply is whole; only the request is cut.
+                // The reply is whole; only the request is cut. What still comes of it is read, or closing would destroy the reply's tail.
+                flow.is_deaf = !flow.own_end;
+                flow.own_end = true;
+                if flow.reading == Reading::WaitingForRoom {
+                    flow.reading = Reading::Off;
+                }
                 self.detach(core, key);
+                self.read_on(core, key);
             } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
                 untouched.push(key);
             } else {
