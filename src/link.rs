@@ -1,6 +1,6 @@
 //! One authenticated tunnel over one socket, in the shape that both roles and both protocol versions share: flows are opened, carry
 //! bytes, are finished or reset. What only 0x80 needs (keys that are taken, ends that cross, a tunnel that must end so that the peer
-//! notices) stays in here; what only the author's programs need, in [`original`].
+//! notices) stays in here; what only the author's programs need, in `original`.
 //!
 //! ```text
 //!   socket ─▶ take_in: decipher in place ─▶ next_event: Open, Data, Finished
@@ -271,11 +271,28 @@ impl Link {
         // Keys that rest are nobody's.
         let others = if self.original.is_some() { self.session.flows() } else { self.session.keys() };
         if unfinished && others == 1 {
+            // The end stays unsaid: it would make whole what is not.
+            let _unsaid = self.session.give_up(destination);
             return Reset::TunnelMustEnd;
         }
         self.end(destination, now, Session::give_up);
         self.rest(destination);
         Reset::Told
+    }
+
+    /// Sends FIN behind everything that is queued; from here on the tunnel only waits for the peer's. `false`: not with this profile.
+    pub fn finish_sending(&mut self) -> bool {
+        if self.original.is_none() {
+            self.outbox.finish();
+        }
+        self.original.is_none()
+    }
+
+    /// Drops what has been taken in and not been asked for.
+    pub fn discard_input(&mut self) {
+        self.pieces.clear();
+        self.received = Chunk::default();
+        self.fault = None;
     }
 
     /// A frame without payload: an open or an end.

@@ -1,5 +1,6 @@
-//! The worked bytes of `docs/PROTOCOL.md` are those of the code: the handshake by its two state machines talking to each other, the
-//! frames by the functions that seal them, and every block read back by the frame reader.
+//! What README and docs show works: the worked bytes of `docs/PROTOCOL.md` are those of the code (the handshake by its two state machines
+//! talking to each other, the frames by the functions that seal them, and read back), and the README's commands for two hosts are
+//! accepted by the program, in their order.
 
 use std::fmt::Write as _;
 
@@ -53,6 +54,24 @@ fn the_worked_frames_are_sealed_and_read_back() {
         read_back(&bytes, destination, plain);
     }
     compare("frames", &said);
+}
+
+#[test]
+fn the_commands_for_two_hosts_are_accepted_as_they_stand() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let blocks = readme.split("\n```").skip(1).step_by(2).map(|block| block.trim_start_matches("sh\n").replace("\\\n", " "));
+    let folder = tempfile::tempdir().unwrap();
+    let mut roles = Vec::new();
+    for block in blocks.filter(|block| block.starts_with("zhwkprox ")) {
+        let words: Vec<_> = block.split(" #").next().unwrap().split_whitespace().skip(1).collect();
+        let is_role = words[0] != "keygen";
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_zhwkprox"));
+        command.current_dir(folder.path()).args(&words).args(is_role.then_some("--check-config"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{block}: {}", String::from_utf8_lossy(&output.stderr));
+        roles.push(words[0].to_owned());
+    }
+    assert_eq!(roles, ["keygen", "inter-server", "server"]);
 }
 
 fn more<T>(progress: Progress<T>) -> Option<T> {

@@ -210,8 +210,8 @@ impl Common {
         }
         // The author's inter-server is made for one server with one tunnel.
         let original = self.profile == Profile::Original;
-        let (least, usual) = if original { (1, 1) } else { (limits::SPARE_MIN, limits::MAX_TUNNELS) };
-        let max_tunnels = values.one("max-tunnels", |text| parse::number(text, least..=65_535))?;
+        let usual = if original { 1 } else { limits::MAX_TUNNELS };
+        let max_tunnels = values.one("max-tunnels", |text| parse::number(text, 1..=65_535))?;
         if original && !self.cores_chosen {
             self.cores.truncate(1);
         }

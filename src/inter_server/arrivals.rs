@@ -1,6 +1,7 @@
 //! Connections that have not proven or asked anything yet: a server in its handshake, a client in SOCKS5, or, on a shared port,
 //! one that has not said which. They hold no slot while they are silent, and their number is bounded.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -61,43 +62,57 @@ impl InterServer {
             ListenerKind::Socks { authenticate } => Stage::Client(self.begin_socks(authenticate)),
             ListenerKind::Shared { authenticate, clients } => Stage::Undecided { authenticate, clients },
         };
-        // On a shared port a silent connection counts with the clients: they are the ones it could crowd out.
-        let is_server = matches!(stage, Stage::Server(_));
-        let (queue, count) = if is_server {
-            (&mut self.unproven_servers, &mut self.servers_arriving)
-        } else {
-            (&mut self.unproven_clients, &mut self.clients_arriving)
-        };
-        *count += 1;
-        let limit = if is_server { limits::TUNNEL_HANDSHAKE } else { limits::SOCKS_HANDSHAKE };
+        let unproven = stage.unproven();
+        let limit = if unproven == Some(Unproven::Server) { limits::TUNNEL_HANDSHAKE } else { limits::SOCKS_HANDSHAKE };
         let key = self.arriving.insert_with(|key| {
             let timer = Some(core.set_timer(limit, Owner::Pending(key), 0));
             Arriving { socket, peer, stage, outbox: Outbox::default(), timer }
         });
-        queue.push_back(key);
+        self.count(core, key, None, unproven);
         core.set_owner(socket, Owner::Pending(key));
         core.receive(socket);
-        self.make_room(core, is_server);
     }
 
-    /// Above the bound the oldest goes, so that no number of silent connections keeps a genuine one out.
-    fn make_room(&mut self, core: &mut Core, servers: bool) {
+    /// Takes an arrival to its next stage.
+    fn set_stage(&mut self, core: &mut Core, key: Key, stage: Stage) {
+        let Some(arriving) = self.arriving.get_mut(key) else { return };
+        let (before, after) = (arriving.stage.unproven(), stage.unproven());
+        arriving.stage = stage;
+        if before != after {
+            self.count(core, key, before, after);
+        }
+    }
+
+    const fn crowd(&mut self, of: Unproven) -> &mut Crowd {
+        match of {
+            Unproven::Server => &mut self.unproven_servers,
+            Unproven::Client => &mut self.unproven_clients,
+        }
+    }
+
+    /// Counts an arrival against another bound. Above it the oldest goes, so that no number of silent connections keeps a genuine
+    /// one out.
+    fn count(&mut self, core: &mut Core, key: Key, before: Option<Unproven>, after: Option<Unproven>) {
+        if let Some(before) = before {
+            self.crowd(before).count -= 1;
+        }
+        let Some(after) = after else { return };
+        let crowd = self.crowd(after);
+        crowd.count += 1;
+        crowd.order.push_back(key);
         loop {
-            let (queue, count) = if servers {
-                (&mut self.unproven_servers, self.servers_arriving)
-            } else {
-                (&mut self.unproven_clients, self.clients_arriving)
-            };
-            // Keys of those that have gone on stay in the queue until they are in front.
-            while queue.front().is_some_and(|&key| !self.arriving.get(key).is_some_and(|arriving| arriving.stage.is_unproven())) {
-                queue.pop_front();
-            }
-            if count <= limits::UNAUTHENTICATED_MAX {
+            let crowd = self.crowd(after);
+            let too_many = crowd.count > limits::UNAUTHENTICATED_MAX;
+            let Some(&oldest) = crowd.order.front() else { return };
+            let is_there = self.arriving.get(oldest).is_some_and(|arriving| arriving.stage.unproven() == Some(after));
+            if is_there && !too_many {
                 return;
             }
-            let Some(oldest) = queue.pop_front() else { return };
-            debug!("closed the oldest of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
-            self.drop_arrival(core, oldest, Closing::Reset);
+            self.crowd(after).order.pop_front();
+            if is_there {
+                debug!("closed the oldest of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
+                self.drop_arrival(core, oldest, Closing::Reset);
+            }
         }
     }
 
@@ -175,9 +190,6 @@ impl InterServer {
             if !self.may_log_in(peer) {
                 return self.drop_arrival(core, key, Closing::Graceful);
             }
-            self.clients_arriving -= 1;
-            self.servers_arriving += 1;
-            self.unproven_servers.push_back(key);
             Stage::Server(Some(self.begin_handshake(core)))
         } else if first == socks5::VERSION && !clients {
             warn!("client at {} closed: a shared port beyond private addresses takes clients only with a password", Peer(peer));
@@ -185,9 +197,7 @@ impl InterServer {
         } else {
             Stage::Client(self.begin_socks(authenticate))
         };
-        if let Some(arriving) = self.arriving.get_mut(key) {
-            arriving.stage = stage;
-        }
+        self.set_stage(core, key, stage);
     }
 
     // ---- servers
@@ -250,7 +260,7 @@ impl InterServer {
             }
             Target::Name(name, port) => {
                 arriving.outbox.flush(core, arriving.socket);
-                arriving.stage = Stage::Resolving { port, early };
+                self.set_stage(core, key, Stage::Resolving { port, early });
                 core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name });
             }
         }
@@ -285,7 +295,6 @@ impl InterServer {
     /// The same for a client that got as far as waiting for a tunnel.
     pub(super) fn refuse_waiting(&mut self, core: &mut Core, waiting: Waiting, code: Reply) {
         let Waiting { socket, peer, outbox, .. } = waiting;
-        self.clients_arriving += 1;
         let key = self.arriving.insert(Arriving { socket, peer, stage: Stage::Leaving, outbox, timer: None });
         core.set_owner(socket, Owner::Pending(key));
         self.refuse(core, key, code);
@@ -293,8 +302,8 @@ impl InterServer {
 
     /// Sends what is queued, then FIN, and drops what comes until the client has closed: closing at once could destroy the answer.
     fn leave(&mut self, core: &mut Core, key: Key) {
+        self.set_stage(core, key, Stage::Leaving);
         let Some(arriving) = self.arriving.get_mut(key) else { return };
-        arriving.stage = Stage::Leaving;
         core.cancel_timer(&mut arriving.timer);
         arriving.timer = Some(core.set_timer(FAREWELL, Owner::Pending(key), 0));
         arriving.outbox.finish();
@@ -308,9 +317,8 @@ impl InterServer {
     fn take_arrival(&mut self, core: &mut Core, key: Key) -> Option<Arriving> {
         let mut arriving = self.arriving.remove(key)?;
         core.cancel_timer(&mut arriving.timer);
-        match arriving.stage {
-            Stage::Server(_) => self.servers_arriving -= 1,
-            Stage::Undecided { .. } | Stage::Client(_) | Stage::Resolving { .. } | Stage::Leaving => self.clients_arriving -= 1,
+        if let Some(unproven) = arriving.stage.unproven() {
+            self.crowd(unproven).count -= 1;
         }
         Some(arriving)
     }
@@ -323,10 +331,29 @@ impl InterServer {
 }
 
 impl Stage {
-    /// Whether it could still be anybody.
-    const fn is_unproven(&self) -> bool {
-        matches!(self, Self::Undecided { .. } | Self::Server(_) | Self::Client(_))
+    /// Which bound it counts against, while it could still be anybody.
+    const fn unproven(&self) -> Option<Unproven> {
+        match self {
+            Self::Server(_) => Some(Unproven::Server),
+            // On a shared port a silent connection counts with the clients: they are the ones it could crowd out.
+            Self::Undecided { .. } | Self::Client(_) => Some(Unproven::Client),
+            Self::Resolving { .. } | Self::Leaving => None,
+        }
     }
+}
+
+/// The two kinds of connections that are bounded apart, so that neither crowds out the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unproven {
+    Server,
+    Client,
+}
+
+/// The unproven connections of one kind, oldest first. Keys of those that have become something else are passed over.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    order: VecDeque<Key>,
+    pub(super) count: usize,
 }
 
 /// A client's or server's address, for the log.

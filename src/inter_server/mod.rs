@@ -23,7 +23,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
-use self::arrivals::Arriving;
+use self::arrivals::{Arriving, Crowd};
 use self::placing::Waiting;
 use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
@@ -114,11 +114,9 @@ pub struct InterServer {
     to_listen: Vec<(ListenerKind, OwnedFd)>,
     relay: Relay<Box<Client>>,
     arriving: GenSlab<Arriving>,
-    /// Arrivals that could still be anybody, oldest first: servers' and clients'. Keys of those that are gone are passed over.
-    unproven_servers: VecDeque<Key>,
-    unproven_clients: VecDeque<Key>,
-    servers_arriving: usize,
-    clients_arriving: usize,
+    /// Arrivals that could still be anybody.
+    unproven_servers: Crowd,
+    unproven_clients: Crowd,
     waiting: GenSlab<Waiting>,
     /// Who waits, in order. Keys of those that are gone are passed over.
     waiting_order: VecDeque<Key>,
@@ -144,10 +142,8 @@ impl InterServer {
             to_listen: listeners,
             relay: Relay::new(Side::Entry, patience),
             arriving: GenSlab::default(),
-            unproven_servers: VecDeque::new(),
-            unproven_clients: VecDeque::new(),
-            servers_arriving: 0,
-            clients_arriving: 0,
+            unproven_servers: Crowd::default(),
+            unproven_clients: Crowd::default(),
             waiting: GenSlab::default(),
             waiting_order: VecDeque::new(),
             try_placing: false,
@@ -187,6 +183,9 @@ impl InterServer {
     }
 
     fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
+        if self.relay.is_ending(tunnel) {
+            self.redial_until = core.now() + limits::WAIT_FOR_REDIAL;
+        }
         match event {
             Event::Received { what: Incoming::Data(chunk), .. } => self.on_tunnel_data(core, tunnel, chunk),
             Event::Received { what: Incoming::End, .. } => self.end_tunnel(core, tunnel, Closing::Graceful, &"closed by the server"),
@@ -338,8 +337,9 @@ impl Role for InterServer {
 
     fn state(&self, state: &mut State) {
         self.relay.state(state);
-        state.tunnels_pending = self.servers_arriving as u64;
-        state.clients_pending = (self.clients_arriving + self.waiting.len()) as u64;
+        let servers = self.unproven_servers.count;
+        state.tunnels_pending = servers as u64;
+        state.clients_pending = (self.arriving.len() - servers + self.waiting.len()) as u64;
     }
 
     fn is_finished(&self) -> bool {

@@ -74,7 +74,9 @@ impl InterServer {
             return;
         }
         let Some(waiting) = self.hand_over(core, waiting) else { return };
-        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied && core.now() >= self.redial_until {
+        // It stays although others have tunnels: the answer to its greeting is still on its way out.
+        let is_going = !waiting.handed_over && core.board().most_tunnels_elsewhere(core.index()).is_some();
+        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied && !is_going && core.now() >= self.redial_until {
             Some("no server attached")
         } else if self.waiting.len() >= limits::WAITING_MAX {
             Some("too many clients wait for a tunnel")
@@ -141,6 +143,18 @@ impl InterServer {
         None
     }
 
+    /// A client that waits may have become free to go to a shard that has what it waits for.
+    fn hand_over_late(&mut self, core: &mut Core, key: Key) {
+        let Some(waiting) = self.waiting.get(key) else { return };
+        let none_elsewhere = core.board().most_tunnels_elsewhere(core.index()).is_none();
+        if none_elsewhere || waiting.handed_over || waiting.outbox.bytes() > 0 || self.choose(waiting).is_some() {
+            return;
+        }
+        let Some(mut waiting) = self.waiting.remove(key) else { return };
+        core.cancel_timer(&mut waiting.timer);
+        self.place(core, waiting);
+    }
+
     /// A tunnel came or a key became free: first come, first served.
     pub(super) fn place_waiting(&mut self, core: &mut Core) {
         for key in std::mem::take(&mut self.waiting_order) {
@@ -161,7 +175,10 @@ impl InterServer {
         let Some(waiting) = self.waiting.get_mut(key) else { return };
         match event {
             Event::Sent { chunk, result, .. } => match waiting.outbox.on_sent(chunk, result) {
-                Ok(_) => waiting.outbox.flush(core, waiting.socket),
+                Ok(_) => {
+                    waiting.outbox.flush(core, waiting.socket);
+                    self.hand_over_late(core, key);
+                }
                 Err(_) => self.abandon(core, key),
             },
             Event::Timer { what: SHARE, .. } => {
@@ -171,6 +188,7 @@ impl InterServer {
                 waiting.timer = Some(core.set_timer(rest, Owner::Waiting(key), GIVE_UP));
                 self.share_until = core.now() + limits::SHARE_AT_ONCE;
                 self.try_placing = true;
+                self.hand_over_late(core, key);
             }
             Event::Timer { .. } => {
                 let Some(waiting) = self.waiting.remove(key) else { return };

@@ -41,7 +41,8 @@ impl<E> Relay<E> {
                 self.unblock(core, tunnel);
             }
             self.detach(core, flow);
-        } else if here.is_connected {
+        } else if here.is_connected && !here.is_held {
+            // A held flow's one timer is the role's, which lets it go.
             self.watch(core, flow);
         }
     }
@@ -72,15 +73,15 @@ impl<E> Relay<E> {
         self.remove_flow(core, flow, Closing::Reset);
         let tunnel = tunnel?;
         let place = self.tunnels.get_mut(tunnel)?;
-        match place.link.reset(destination, unfinished, core.now()) {
-            Reset::TunnelMustEnd => return self.end_tunnel(core, tunnel, Closing::Graceful),
-            Reset::Told => {}
-        }
+        let lost = match place.link.reset(destination, unfinished, core.now()) {
+            Reset::TunnelMustEnd if !self.begin_end(core, tunnel) => self.end_tunnel(core, tunnel, Closing::Graceful),
+            Reset::TunnelMustEnd | Reset::Told => None,
+        };
         if was_blocking {
             self.unblock(core, tunnel);
         }
         self.touch(core, tunnel);
-        None
+        lost
     }
 
     /// Takes a flow that nothing has touched out of the relay, to be opened again elsewhere. Its socket stays open.

@@ -42,7 +42,7 @@ impl<E> Relay<E> {
         flow
     }
 
-    /// Sets the flow's one timer; the role's timers are numbered from [`FIRST_ROLE_TIMER`].
+    /// Sets the flow's one timer; the role's timers are numbered from [`super::FIRST_ROLE_TIMER`].
     pub fn set_flow_timer(&mut self, core: &mut Core, flow: Key, after: Duration, what: u8) {
         if let Some(here) = self.flows.get_mut(flow) {
             core.cancel_timer(&mut here.timer);

@@ -38,7 +38,8 @@ pub const FIRST_ROLE_TIMER: u8 = 16;
 /// A tunnel's timers.
 const BLOCKED: u8 = 1;
 const DISCARDING: u8 = 2;
-const _: () = assert!(ORIGINAL > DISCARDING && ORIGINAL < FIRST_ROLE_TIMER);
+const ENDING: u8 = 4;
+const _: () = assert!(ORIGINAL > DISCARDING && ORIGINAL < ENDING && ENDING < FIRST_ROLE_TIMER);
 
 /// Limits that the operator can set.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +67,8 @@ pub struct Tunnel {
     has_carried: bool,
     blocked_timer: Option<TimerId>,
     discarding_timer: Option<TimerId>,
+    /// Set while our FIN is on its way and the peer's has not come.
+    ending_timer: Option<TimerId>,
     is_dirty: bool,
     is_idle: bool,
     /// Keys taken and whether it was unread, when last looked at.
@@ -175,8 +178,6 @@ impl<E> Relay<E> {
             if let Some(here) = self.tunnels.get_mut(tunnel) {
                 here.is_dirty = false;
                 here.link.flush(core, tunnel);
-                let woken = here.link.take_woken();
-                self.wake(core, woken);
             }
         }
         for flow in std::mem::take(&mut self.dirty_flows) {

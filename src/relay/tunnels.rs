@@ -1,10 +1,11 @@
 //! Tunnels in use: what they say, what they have room for, and what their loss does to the flows on them.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tracing::debug;
 
-use super::{BLOCKED, DISCARDING, Lost, Notice, Reading, Relay, Tunnel};
+use super::{BLOCKED, DISCARDING, ENDING, Lost, Notice, Reading, Relay, Tunnel};
 use crate::limits;
 use crate::link::{Link, LinkEvent, LinkFault, ORIGINAL};
 use crate::protocol::v80::Side;
@@ -27,6 +28,7 @@ impl<E> Relay<E> {
             has_carried: false,
             blocked_timer: None,
             discarding_timer: None,
+            ending_timer: None,
             is_dirty: false,
             is_idle: true,
             seen: (0, false),
@@ -63,6 +65,10 @@ impl<E> Relay<E> {
     pub fn next_notice(&mut self, core: &mut Core, tunnel: Key) -> Result<Option<Notice>, LinkFault> {
         loop {
             let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(None) };
+            if here.ending_timer.is_some() {
+                here.link.discard_input();
+                break;
+            }
             let Some(event) = here.link.next_event(core.now())? else { break };
             match event {
                 LinkEvent::Open(destination) => return Ok(Some(Notice::Open(destination))),
@@ -98,7 +104,9 @@ impl<E> Relay<E> {
     }
 
     /// There is room for what these flows have to send.
-    pub(super) fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+    fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+        // A full tunnel takes no new flow either.
+        self.has_openings |= !flows.is_empty();
         for flow in flows {
             if let Some(flow) = self.flows.get_mut(flow)
                 && flow.reading == Reading::WaitingForRoom
@@ -109,11 +117,32 @@ impl<E> Relay<E> {
         }
     }
 
+    /// The end of this tunnel is all that can tell the peer of a flow that was cut. It ends in order: our FIN goes behind what is queued, and
+    /// the peer's is waited for, as a close with anything unread would destroy what earlier flows still have on the way.
+    /// `false`: with the author's programs it cannot; end it at once.
+    pub(super) fn begin_end(&mut self, core: &mut Core, tunnel: Key) -> bool {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return true };
+        if !here.link.finish_sending() {
+            return false;
+        }
+        here.retired = true;
+        here.ending_timer = Some(core.set_timer(limits::DISCARDING, Owner::Tunnel(tunnel), ENDING));
+        self.touch(core, tunnel);
+        true
+    }
+
+    /// Whether a tunnel is being ended by us, and not by the peer.
+    #[must_use]
+    pub fn is_ending(&self, tunnel: Key) -> bool {
+        self.tunnels.get(tunnel).is_some_and(|here| here.ending_timer.is_some())
+    }
+
     /// Ends a tunnel: its flows are reset, and the role gets those that nothing has touched.
     pub fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, how: Closing) -> Option<Lost> {
         let mut here = self.tunnels.remove(tunnel)?;
         core.cancel_timer(&mut here.blocked_timer);
         core.cancel_timer(&mut here.discarding_timer);
+        core.cancel_timer(&mut here.ending_timer);
         here.link.cancel_timer(core);
         self.idle.retain(|&idle| idle != tunnel);
         let (bytes_in, bytes_out) = here.link.bytes();
@@ -126,8 +155,14 @@ impl<E> Relay<E> {
             flow.tunnel = None;
             flow.blocking_since = None;
             if self.side == Side::Entry && flow.peer_end {
-                // The reply is whole; only the request is cut.
+                // The reply is whole; only the request is cut. What still comes of it is read, or closing would destroy the reply's tail.
+                flow.is_deaf = !flow.own_end;
+                flow.own_end = true;
+                if flow.reading == Reading::WaitingForRoom {
+                    flow.reading = Reading::Off;
+                }
                 self.detach(core, key);
+                self.read_on(core, key);
             } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
                 untouched.push(key);
             } else {
@@ -137,16 +172,20 @@ impl<E> Relay<E> {
         Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched })
     }
 
-    /// The tunnels whose other end is gone without a completion to say so: looked for where something is stuck.
+    /// The tunnels whose other end is gone without a completion to say so. All are asked: bytes that the kernel has taken and nobody
+    /// acknowledges suspend keepalive, and the kernel itself gives up after a quarter of an hour.
     #[must_use]
     pub fn lost_tunnels(&self, core: &Core) -> Vec<Key> {
-        let stuck = self.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_blocked() || !tunnel.link.is_flushed());
-        stuck.filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
+        self.tunnels.iter().filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
     }
 
     /// A tunnel's timer has fired. `true`: it is done with and must be ended.
     pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> bool {
         let Some(here) = self.tunnels.get_mut(tunnel) else { return false };
+        if what == ENDING {
+            here.ending_timer = None;
+            return true;
+        }
         if what == DISCARDING {
             here.discarding_timer = None;
             let since = here.link.discarding_since();
@@ -165,7 +204,9 @@ impl<E> Relay<E> {
             }
         }
         self.touch(core, tunnel);
-        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.link.flows() == 0)
+        let is_spent = |here: &Tunnel| here.retired && here.ending_timer.is_none() && here.link.flows() == 0;
+        // The last flow's end may still be queued.
+        self.tunnels.get(tunnel).is_some_and(is_spent) && !self.begin_end(core, tunnel)
     }
 
     /// On a shared tunnel two flows can lock each other up for good (0x80 §3): who has kept it unread too long is cut.
@@ -206,10 +247,19 @@ impl<E> Relay<E> {
         } else if !here.link.is_blocked() {
             core.cancel_timer(&mut here.blocked_timer);
         }
-        if here.link.discarding_since().is_some() && here.discarding_timer.is_none() && !here.retired {
+        if here.ending_timer.is_some() {
+            core.cancel_timer(&mut here.discarding_timer);
+        } else if here.retired {
+            // The others have ended: its timer ends it, at once.
+            if here.link.flows() == 0 && here.discarding_timer.is_none() {
+                here.discarding_timer = Some(core.set_timer(Duration::ZERO, Owner::Tunnel(tunnel), DISCARDING));
+            }
+        } else if here.link.discarding_since().is_some() && here.discarding_timer.is_none() {
             here.discarding_timer = Some(core.set_timer(limits::DISCARDING, Owner::Tunnel(tunnel), DISCARDING));
         } else if here.link.discarding_since().is_none() {
             core.cancel_timer(&mut here.discarding_timer);
         }
+        let woken = here.link.take_woken();
+        self.wake(core, woken);
     }
 }

@@ -100,7 +100,7 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
     for (index, (inbox, listeners)) in inboxes.into_iter().zip(listeners).enumerate() {
         let plan = Plan {
             index,
-            core: Some(config.cores[index]),
+            core: config.cores[index],
             buffer_memory: config.buffer_memory,
             inbox,
             control: control.clone(),
@@ -122,16 +122,11 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
 
 /// A shard from its thread's begin to its end.
 fn run_shard(plan: Plan, role: Role, cipher: crate::crypto::fixed_iv::MessageCipher) -> Result<(), String> {
-    let run = || {
-        if let Some(core) = plan.core {
-            affinity::pin_to(core)?;
-        }
-        match role {
-            Role::Server(settings) => server::run(plan, settings, cipher),
-            Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
-        }
+    let result = match role {
+        Role::Server(settings) => server::run(plan, settings, cipher),
+        Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
     };
-    run().map_err(|cause: std::io::Error| cause.to_string())
+    result.map_err(|cause| cause.to_string())
 }
 
 const fn name(role: &Role) -> &'static str {
@@ -170,7 +165,7 @@ fn say_start(config: &Config) {
         "memory: {shards} x ({slots} slots x {slot_kib} KiB + ring {ring_kib} KiB) = {} KiB, taken once; \
          beyond that at most {} KiB for each socket that does not take its bytes",
         shards * (slots * slot_kib + ring_kib),
-        QUEUE_BYTES >> 10,
+        (QUEUE_BYTES + SLOT_BYTES) >> 10,
     );
     if let Role::Server(settings) = &config.role {
         for target in &settings.dial {

@@ -8,12 +8,10 @@ use rand::rngs::StdRng;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::board::Board;
-use super::buffers::Arena;
 use super::clock::Clock;
 use super::core::{Core, Parts};
 use super::inbox::{Inbox, Postbox, ToControl};
-use super::ring::Ring;
-use super::{Role, Shard};
+use super::{Role, Shard, startup};
 use crate::inter_server::ListenerKind;
 
 /// What a shard is made of.
@@ -21,8 +19,8 @@ use crate::inter_server::ListenerKind;
 pub struct Plan {
     /// Its number in the process, from 0.
     pub index: usize,
-    /// The core its thread is pinned to, if any.
-    pub core: Option<usize>,
+    /// The core its thread is pinned to.
+    pub core: usize,
     /// Bytes of its arena.
     pub buffer_memory: usize,
     /// What reaches it from other threads.
@@ -37,15 +35,14 @@ pub struct Plan {
     pub listeners: Vec<(ListenerKind, OwnedFd)>,
 }
 
-/// Runs a shard on this thread, already pinned, until its role has ended.
+/// Pins this thread and runs a shard on it until its role has ended.
 ///
 /// # Errors
 /// The arena or the ring cannot be made (one line with the cure), or the ring has failed.
 pub fn run<R: Role>(plan: Plan, make_role: impl FnOnce(Vec<(ListenerKind, OwnedFd)>) -> R) -> io::Result<()> {
-    let Plan { index, core: _, buffer_memory, inbox, control, peers, board, listeners } = plan;
+    let Plan { index, core, buffer_memory, inbox, control, peers, board, listeners } = plan;
+    let (arena, ring) = startup::engine(core, buffer_memory, inbox.bell()).map_err(io::Error::other)?;
     let clock = Clock::start();
-    let arena = Arena::new(buffer_memory)?;
-    let ring = Ring::new(&arena, inbox.bell()).map_err(io::Error::other)?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| io::Error::other(format!("the system gives no randomness: {error}")))?;
     let parts = Parts { io: Box::new(ring), arena, index, control: control.clone(), peers, board, rng: StdRng::from_seed(seed) };

@@ -60,9 +60,9 @@ fn paths_start_from_the_files_own_folder() {
 #[test]
 fn flags_win_over_the_file() {
     let folder = Folder::new();
-    let wrong = SERVER.replace("64", "1").replace("\"off\"", "\"soon\"");
+    let wrong = SERVER.replace("64", "0").replace("\"off\"", "\"soon\"");
     refused(&check(&folder, "server", &wrong, &[]), &["relay.toml:10: idle: got `soon`, expected "]);
-    refused(&check(&folder, "server", &wrong, &["--idle", "1h"]), &["relay.toml:7: max-tunnels: got `1`, expected "]);
+    refused(&check(&folder, "server", &wrong, &["--idle", "1h"]), &["relay.toml:7: max-tunnels: got `0`, expected "]);
     accepted(&check(&folder, "server", &wrong, &["--idle", "1h", "--max-tunnels", "8"]));
     refused(&check(&folder, "server", SERVER, &["--idle", "later"]), &["--idle: got `later`"]);
     // A list is replaced, not added to.

@@ -16,7 +16,12 @@ fn try_three_times(attempt: impl Fn() -> Result<(), String>) {
     let mut wrong = Vec::new();
     for _ in 0..3 {
         match attempt() {
-            Ok(()) => return,
+            Ok(()) => {
+                if !wrong.is_empty() {
+                    eprintln!("attempts that failed before one did not: {wrong:#?}");
+                }
+                return;
+            }
             Err(what) => wrong.push(what),
         }
     }

@@ -143,10 +143,11 @@ class Server:
             if glued:
                 die("crashed: %d bytes glued behind the message that opens %s" % (glued, name(key)))
             say("open %s %d" % (name(key), len(data)))
-            self.dial(key, connection)
-        elif glued:
+            self.dial(key, connection, data)
+            return
+        if glued:
             say("fault: %d bytes glued behind a message for %s, lost" % (glued, name(key)))
-        if not opens and not data:
+        if not data:
             say("nothing %s" % name(key))
         connection.dialled.wait()
         try:
@@ -155,16 +156,18 @@ class Server:
         except OSError:
             pass
 
-    def dial(self, key, connection):
+    def dial(self, key, connection, data):
         try:
             family = socket.AF_INET if key[0] == 4 else socket.AF_INET6
             connection.sock = socket.socket(family, socket.SOCK_STREAM)
             connection.sock.connect((socket.inet_ntop(family, key[1]), key[2]))
             connection.is_up = True
+            connection.sock.sendall(data)
         except OSError:
             with self.lock:
                 self.keys.pop(key, None)
             say("failed %s" % name(key))  # on the wire nothing is said
+        # Messages that came meanwhile have been waiting for this, each in its thread; in which order they go on is not looked at.
         connection.dialled.set()
         if connection.is_up:
             threading.Thread(target=self.replies, args=(key, connection), daemon=True).start()

@@ -62,6 +62,12 @@ impl Process {
         self.said().iter().filter(|line| line.starts_with(start)).count()
     }
 
+    /// Waits until so many lines start so: its lines come a little later than what they tell of.
+    pub(crate) fn await_count(&self, start: &str, wanted: usize) {
+        await_some(&format!("{} to say {start:?} {wanted} times", self.what), || (self.count(start) >= wanted).then_some(()));
+        assert_eq!(self.count(start), wanted, "{}: lines that start {start:?}", self.what);
+    }
+
     /// The first line with these words.
     pub(crate) fn await_line(&self, words: &str) -> String {
         await_some(&format!("{} to say {words:?}", self.what), || {
@@ -237,7 +243,7 @@ pub(crate) fn open(entry: SocketAddr, to: SocketAddr, stray: usize) -> Result<Tc
 pub(crate) fn round_trip(stream: &mut TcpStream, word: &[u8]) -> Result<(), String> {
     let mut back = vec![0; word.len()];
     stream.write_all(word).and_then(|()| stream.read_exact(&mut back)).map_err(|error| format!("no round trip: {error}"))?;
-    if back == word { Ok(()) } else { Err(format!("{word:?} came back as {back:?}")) }
+    if back == word { Ok(()) } else { Err(format!("{} came back as {}", checksum(word), checksum(&back))) }
 }
 
 /// All that comes until FIN.

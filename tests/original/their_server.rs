@@ -126,7 +126,8 @@ fn the_end_of_a_client_is_not_sent_and_the_answer_still_comes_whole() {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(checksum(&read_all(&mut client).unwrap()), checksum(&answer));
     // Had the end been sent as ours is, it would have come as a request of length 0 for an open flow, or have opened another.
-    assert_eq!((pair.servers[0].count("nothing "), pair.servers[0].count("open ")), (0, 1));
+    pair.servers[0].await_count("open ", 1);
+    assert_eq!(pair.servers[0].count("nothing "), 0);
     pair.entry.await_state("flows", 0);
     pair.faults().unwrap();
 }
@@ -165,6 +166,7 @@ fn a_client_that_is_gone_ends_the_tunnel_it_was_alone_on_and_the_next_one_is_ser
     // Closed with bytes unread: a reset.
     drop(client);
     pair.servers[0].await_line("tunnel lost");
+    // "tunnel", "tunnel lost", "tunnel".
     await_some("their server to be back", || (pair.servers[0].count("tunnel") >= 3).then_some(()));
     pair.entry.await_state("tunnels", 1);
     let echo = Destination::echo();
@@ -180,6 +182,6 @@ fn a_second_flow_to_the_same_destination_gets_another_tunnel() {
         round_trip(client, format!("client {number}").as_bytes()).unwrap();
     }
     assert_eq!(destination.connections(), 2);
-    assert_eq!(pair.servers.iter().map(|server| server.count("open ")).collect::<Vec<_>>(), [1, 1]);
+    pair.servers.iter().for_each(|server| server.await_count("open ", 1));
     pair.faults().unwrap();
 }

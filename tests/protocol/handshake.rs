@@ -63,6 +63,39 @@ fn a_side_says_what_it_awaits_for_the_message_of_a_time_out() {
     assert_eq!(entry.awaits(), "the server's verdict");
 }
 
+/// A challenge that is the keystream itself: bytes that never came decipher, as zeros, to just what was asked for.
+#[test]
+fn a_short_reply_fails_even_if_the_missing_bytes_would_have_matched() {
+    for method in Method::ALL {
+        let mut challenge = [0; 32];
+        cipher(method).begin_decrypt().apply(&mut challenge);
+        for size in 0..=32_u8 {
+            let mut out = Vec::new();
+            let reply = [&[0x80, size], vec![0; usize::from(size)].as_slice()].concat();
+            let result = ExitHandshake::start(cipher(method), challenge, &mut out).handle(&mut reply.as_slice(), &mut out);
+            if size == 32 {
+                assert!(matches!(result, Ok(Progress::Done(_))), "{method}: the test's own premise");
+            } else {
+                assert_eq!(result.expect_err("too short"), HandshakeError::ShortReply { got: size, expected: 32 }, "{method}");
+            }
+            assert_eq!(out.last(), Some(&u8::from(size == 32)), "{method}, {size} bytes: the verdict");
+        }
+    }
+}
+
+#[test]
+fn a_side_answers_as_soon_as_it_can_and_waits_for_nothing_more() {
+    for (hello, methods) in [([0x80, 0].as_slice(), 0), (&[0x80, 1, 9], 1), (&[0x80, 3, 9, 9, 9], 3)] {
+        let mut out = Vec::new();
+        let entry = EntryHandshake::start(cipher(Method::Aes128Ctr), [0; 16]);
+        let Ok(Progress::More(entry)) = entry.handle(&mut &*hello, &mut out) else { panic!("correct so far") };
+        assert_eq!(out, [0x80], "{methods} methods");
+        let Ok(Progress::More(entry)) = entry.handle(&mut [1, 7].as_slice(), &mut out) else { panic!("correct so far") };
+        assert_eq!(out.len(), 1 + 1 + 1 + 16, "the reply to a challenge of one byte");
+        assert!(matches!(entry.handle(&mut [1].as_slice(), &mut out), Ok(Progress::Done(_))));
+    }
+}
+
 #[test]
 fn the_proofs_name_their_sides() {
     let (entry, exit) = authenticated();

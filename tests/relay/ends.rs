@@ -103,7 +103,7 @@ fn half_closed_flows_outlive_a_minute_of_silence_in_either_direction() {
 
 #[test]
 fn a_destinations_end_reaches_a_silent_client_at_once_and_the_rest_goes_after_the_linger() {
-    let relay = Relay::start(&Options::default().both(&["--linger", "2s"]));
+    let relay = Relay::start(&Options::default().both(&["--linger", "2s"]).exit(&["--max-tunnels", "2"]));
     let before = relay.at_rest();
     let destination = Destination::serve(|mut stream, _| {
         stream.write_all(b"bye").unwrap();
@@ -115,7 +115,7 @@ fn a_destinations_end_reaches_a_silent_client_at_once_and_the_rest_goes_after_th
     assert_eq!((all.as_slice(), end), (b"bye".as_slice(), End::Clean));
     relay.entry.await_state("the flow given up after the linger", |s| s.flows == 0);
     relay.exit.await_state("the flow given up after the linger", |s| s.flows == 0);
-    relay.await_as_before(&before, Duration::from_secs(120));
+    relay.await_as_before(&before, WATCHDOG);
     drop(stream);
 }
 
@@ -382,6 +382,7 @@ fn a_client_that_gives_up_at_any_moment_of_the_opening_leaves_nothing_behind() {
     all_well(&wrong);
     relay.entry.await_quiet();
     relay.exit.await_quiet();
+    relay.await_tunnel();
     let mut stream = socks::open(relay.socks, origin.address()).unwrap();
     ask_for(&mut stream, 3, 1000).unwrap();
     receive(&mut stream, origin.seed, 3, 1000).unwrap();

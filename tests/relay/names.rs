@@ -1,5 +1,6 @@
 //! Names, against a resolver that answers what the test wants: absent, failing, late, many addresses of which some are dead.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::harness::dns::{Answer, Resolver};
 use crate::harness::net::has_ipv6;
 use crate::harness::socks::Refusal;
 use crate::harness::traffic::{all_well, download, in_parallel, in_turns};
-use crate::harness::{Options, Origin, PROMPTLY, Relay, socks, within};
+use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, socks, within};
 
 fn v4(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()
@@ -47,6 +48,19 @@ fn a_name_whose_first_address_refuses_is_reached_by_a_later_one() {
             download(relay.socks, &origin, (*name, origin.address().port()), flow, 50_000).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
+    relay.at_rest();
+}
+
+#[test]
+fn a_destination_of_many_addresses_that_speaks_and_ends_at_once_is_over_with_its_client() {
+    // Both come while the client's first bytes are held back.
+    let destination = Destination::serve(|mut stream, _| drop(stream.write_all(b"Wed Nov 25")));
+    let (relay, _resolver) = relay_with(&[("daytime.test", Answer::Addresses(vec![v4(1), v4(90)]))]);
+    let mut client = socks::open(relay.socks, ("daytime.test", destination.address.port())).unwrap();
+    let mut day = String::new();
+    client.read_to_string(&mut day).unwrap();
+    assert_eq!(day, "Wed Nov 25");
+    drop(client);
     relay.at_rest();
 }
 

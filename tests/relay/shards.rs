@@ -75,7 +75,7 @@ fn two_shards_hold_no_slot_for_idle_flows_and_serve_many_over_few_slots() {
             let _alone = heavy();
             stalls::many_flows_over_four_slots(two());
         }
-        stalls::idle_flows(&two(), 1000);
+        stalls::idle_flows(&two().exit(&["--max-tunnels", "2"]), 1000);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The front door: every way to cut a handshake, every way to get it wrong, and clients that are not what they seem.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -200,6 +201,7 @@ fn user_and_password_are_asked_for_and_compared_whole_also_at_their_longest() {
     let file = directory.path().join("credentials");
     let (user, password) = (vec![b'u'; 255], vec![b'p'; 255]);
     std::fs::write(&file, [&user[..], b":", &password, b"\n"].concat()).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let relay = Relay::start(&Options::default().entry(&["--credentials-file", file.to_str().unwrap()]));
     let origin = Origin::new();
     let target = Target::from(origin.address());

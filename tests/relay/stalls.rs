@@ -149,7 +149,7 @@ fn memory_for_a_hundred_stalled_downloads_is_bounded_per_flow() {
         let grown = role.memory_kib().saturating_sub(before);
         // At most two slots' worth per flow and direction, and what a flow itself needs; the arena (16 MiB) may be touched further.
         assert!(grown <= 16 * 1024 + 100 * 150, "{grown} KiB for 100 stalled flows; {state:?}");
-        assert!(state.slots_in_use < state.slots / 2, "stalled readers hold slots: {state:?}");
+        assert!(state.slots_in_use <= state.slots / 2, "stalled readers hold slots: {state:?}");
     }
     works(relay.socks);
     for (i, mut stream) in streams.drain(..).enumerate().take(5) {

@@ -24,10 +24,17 @@ pub(crate) struct ClientPlan {
     pub(crate) entry: SocketAddr,
     pub(crate) from: IpAddr,
     pub(crate) target: SocketAddr,
+    /// It asks for the target's name, see [`name_of`].
+    pub(crate) by_name: bool,
     pub(crate) manner: Manner,
     /// Gives up with so many bytes of the handshake sent.
     pub(crate) hang_up_at: Option<usize>,
     pub(crate) plan: Plan,
+}
+
+/// The name of a destination.
+pub(crate) fn name_of(target: SocketAddr) -> String {
+    format!("{}.test", target.ip().to_string().replace([':', '.'], "-"))
 }
 
 #[derive(Debug)]
@@ -35,7 +42,7 @@ enum Phase {
     Waiting,
     Connecting(EndId),
     Handshake { end: EndId, sent: usize, answer: Vec<u8> },
-    Flow(Duplex),
+    Flow(Box<Duplex>),
     Over,
 }
 
@@ -47,7 +54,6 @@ pub(crate) struct Client {
     plan: ClientPlan,
     phase: Phase,
     record: Record,
-    early: usize,
     next_byte: Nanos,
 }
 
@@ -58,7 +64,7 @@ impl Client {
         stage.world.wake_at(Owner::Actor(actor), plan.start);
         let record = Record::new(plan.target, plan.start);
         stage.book.borrow_mut().records.insert(number, record.clone());
-        Self { number, actor, plan, phase: Phase::Waiting, record, early: 0, next_byte: 0 }
+        Self { number, actor, plan, phase: Phase::Waiting, record, next_byte: 0 }
     }
 
     /// Does all that can be done now.
@@ -100,6 +106,11 @@ impl Client {
         }
     }
 
+    /// How much payload is among the first `sent` bytes of the script.
+    fn payload_of(&self, stage: &Stage, sent: usize) -> usize {
+        (sent + self.glued_bytes()).saturating_sub(self.script(stage).len())
+    }
+
     fn over(&mut self, stage: &Stage, end: Option<EndId>, reset: bool) -> Phase {
         if let Some(end) = end {
             stage.world.close(end, reset);
@@ -113,6 +124,11 @@ impl Client {
         let mut script = GREETING.to_vec();
         script.extend_from_slice(&[5, 1, 0]);
         match self.plan.target.ip() {
+            _ if self.plan.by_name => {
+                let name = name_of(self.plan.target);
+                script.extend_from_slice(&[3, u8::try_from(name.len()).expect("a short name")]);
+                script.extend_from_slice(name.as_bytes());
+            }
             IpAddr::V4(ip) => {
                 script.push(1);
                 script.extend_from_slice(&ip.octets());
@@ -143,7 +159,8 @@ impl Client {
         let script = self.script(stage);
         if self.plan.hang_up_at.is_some_and(|at| sent >= at) {
             self.record.aborted = true;
-            return (self.over(stage, Some(end), self.number % 2 == 0), false);
+            self.record.sent = self.payload_of(stage, sent);
+            return (self.over(stage, Some(end), self.number.is_multiple_of(2)), false);
         }
         let until = match self.plan.manner {
             Manner::Polite if answer.len() < 2 => GREETING.len(),
@@ -163,13 +180,13 @@ impl Client {
                     return (Phase::Handshake { end, sent, answer }, true);
                 }
                 Err(libc::EAGAIN) => {}
-                Err(_) => return self.failed(stage, end),
+                Err(_) => return self.failed(stage, end, sent),
             }
         }
         match stage.world.read(end, answer_bytes(&answer) - answer.len()) {
             Read::Nothing => return (Phase::Handshake { end, sent, answer }, false),
             Read::Bytes(bytes) => answer.extend(bytes),
-            Read::Fin | Read::Error(_) => return self.failed(stage, end),
+            Read::Fin | Read::Error(_) => return self.failed(stage, end, sent),
         }
         if answer.len() < 12 || answer.len() < answer_bytes(&answer) {
             return (Phase::Handshake { end, sent, answer }, true);
@@ -180,15 +197,15 @@ impl Client {
             return (self.over(stage, Some(end), false), false);
         }
         // What of the glued payload has not found room yet is sent as the rest is.
-        let payload = self.glued_bytes();
-        assert!(sent + payload >= script.len(), "client {}: an answer before the question was whole", self.number);
-        self.early = sent + payload - script.len();
-        let mut duplex = Duplex::new(end, self.actor, self.stream(stage), self.plan.plan, self.record.clone(), stage.world.now());
-        duplex.already_sent(self.early);
+        assert!(sent + self.glued_bytes() >= script.len(), "client {}: an answer before the question was whole", self.number);
+        let record = self.record.clone();
+        let mut duplex = Box::new(Duplex::new(end, self.actor, self.stream(stage), self.plan.plan, record, stage.world.now()));
+        duplex.already_sent(self.payload_of(stage, sent));
         (Phase::Flow(duplex), true)
     }
 
-    fn failed(&mut self, stage: &Stage, end: EndId) -> (Phase, bool) {
+    fn failed(&mut self, stage: &Stage, end: EndId, sent: usize) -> (Phase, bool) {
+        self.record.sent = self.payload_of(stage, sent);
         self.record.ending = Some(Ending::Reset);
         (self.over(stage, Some(end), false), false)
     }

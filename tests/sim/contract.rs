@@ -389,14 +389,14 @@ fn echo(rig: &mut Rig, done: Vec<Done>, next: &mut u32) {
 #[test]
 fn an_echo_over_a_jumpy_network_gives_every_byte_back_and_every_slot() {
     for seed in 0..50 {
-        let mut rig = Rig::new(Temper { short_receives: 50, delayed: 40, late_cancels: 0, posted: 2 }, 4);
+        let mut rig = Rig::new(Temper { short_receives: 50, delayed: 40, late_cancels: 0, posted: 2, per_turn: 3 }, 4);
         rig.world = World::new(seed);
         rig.io = SimIo::new(
             &rig.world,
             0,
             address(1),
             rig.arena.clone(),
-            Temper { short_receives: 50, delayed: 40, late_cancels: 0, posted: 2 },
+            Temper { short_receives: 50, delayed: 40, late_cancels: 0, posted: 2, per_turn: 3 },
             Rng::new(seed),
         );
         rig.world.set_link(address(1), Link { latency: (1, 5_000_000), segment: 3_000, outbox: 4_096, inbox: 8_192 });

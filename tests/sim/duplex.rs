@@ -258,7 +258,7 @@ impl Duplex {
         if !all || (self.plan.finish == Finish::AfterEnd && !other_ended) {
             return false;
         }
-        let time = *self.all_sent_at.get_or_insert(stage.world.now()) + self.plan.gap;
+        let time = *self.all_sent_at.get_or_insert_with(|| stage.world.now()) + self.plan.gap;
         if stage.world.now() < time {
             stage.world.wake_at(Owner::Actor(self.actor), time);
             return false;

@@ -2,24 +2,24 @@
 //! at any time the kernel could, and it stops the run when the shard breaks the contract written in `src/shard/io.rs`.
 //!
 //! What always holds between calls:
-//! * operations take effect in the order of submission, at the next `turn`;
+//! * operations take effect in the order of submission, at the next `turn`, `adopt` or `detach`;
 //! * an operation is outstanding until its completion is in `completed`; from then on it only waits to be delivered;
 //! * a chunk that is being sent is compared with what it was when it was submitted, at every step.
 
 use std::cell::RefCell;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use zhwkprox::limits::SLOT_DATA;
-use zhwkprox::shard::buffers::{Arena, Chunk};
+use zhwkprox::shard::buffers::Arena;
 use zhwkprox::shard::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
 
+use crate::pending::{Birth, Connection, PendingReceive, PendingSend, Socket, shuffle_sockets};
 use crate::rng::Rng;
-use crate::world::{EndId, Handle, ListenerId, MICROSECOND, Nanos, Owner, Read, World};
+use crate::world::{EndId, Handle, MICROSECOND, Nanos, Owner, Read, World};
 
 /// How far an engine strays from doing everything at once, whole and in order.
 #[derive(Clone, Copy, Debug)]
@@ -32,42 +32,12 @@ pub(crate) struct Temper {
     pub(crate) late_cancels: u64,
     /// Slots lent to the kernel at once.
     pub(crate) posted: usize,
+    /// The most completions that one turn hands over.
+    pub(crate) per_turn: usize,
 }
 
 impl Temper {
-    pub(crate) const CALM: Self = Self { short_receives: 0, delayed: 0, late_cancels: 0, posted: 32 };
-}
-
-#[derive(Debug)]
-struct PendingSend {
-    chunk: Chunk,
-    /// What the chunk was at submission.
-    copy: Vec<u8>,
-    taken: usize,
-    wait: bool,
-    token: Token,
-}
-
-#[derive(Debug)]
-struct PendingReceive {
-    max: usize,
-    token: Token,
-}
-
-#[derive(Debug)]
-struct Connection {
-    end: EndId,
-    receive: Option<PendingReceive>,
-    send: Option<PendingSend>,
-    shut: bool,
-}
-
-#[derive(Debug)]
-enum Socket {
-    Listener { listener: ListenerId, accepts: VecDeque<(SocketId, Purpose, Token)> },
-    Accepting { listener: SocketId },
-    Connecting { end: EndId, token: Token },
-    Connection(Connection),
+    pub(crate) const CALM: Self = Self { short_receives: 0, delayed: 0, late_cancels: 0, posted: 32, per_turn: 256 };
 }
 
 /// What the harness sees of an engine from outside.
@@ -179,6 +149,13 @@ impl SimIo {
             other => {
                 panic!("{what} on socket {}, which is {}", id.0, other.map_or_else(|| "unknown".to_owned(), |other| format!("{other:?}")))
             }
+        }
+    }
+
+    fn apply_submitted(&mut self) {
+        for op in std::mem::take(&mut self.submitted) {
+            self.world.trace(|| format!("host {} submits {op:?}", self.host));
+            self.apply(op);
         }
     }
 
@@ -382,6 +359,8 @@ impl SimIo {
         assert!(!shut, "a send on socket {} behind its own shutdown", id.0);
         match self.world.write(end, &send.chunk.as_slice()[send.taken..]) {
             Ok(count) => {
+                let (now, bytes) = (self.world.now(), &send.chunk.as_slice()[send.taken..send.taken + count]);
+                self.world.with_observer(|observer| observer.on_send(end, now, bytes));
                 send.taken += count;
                 if send.taken == send.chunk.len() || !send.wait {
                     let taken = send.taken;
@@ -429,45 +408,20 @@ impl SimIo {
         let mut kept = BTreeSet::new();
         for one in std::mem::take(&mut self.completed) {
             let socket = one.token.socket();
-            if kept.contains(&socket) || self.rng.chance(self.temper.delayed) {
+            if kept.contains(&socket) || done.len() == self.temper.per_turn || self.rng.chance(self.temper.delayed) {
                 kept.insert(socket);
                 self.completed.push(one);
             } else {
                 done.push(one);
             }
         }
-        let in_order: Vec<SocketId> = done.iter().map(|done| done.token.socket()).collect();
-        let mut places: Vec<usize> = (0..done.len()).collect();
-        self.rng.shuffle(&mut places);
-        // Where several are of one socket, they take its places from the first to the last.
-        let mut of_socket: BTreeMap<SocketId, BinaryHeap<Reverse<usize>>> = BTreeMap::new();
-        for (socket, place) in in_order.iter().zip(&places) {
-            of_socket.entry(*socket).or_default().push(Reverse(*place));
-        }
-        let mut placed: Vec<(usize, Done)> = Vec::with_capacity(done.len());
-        for (socket, one) in in_order.iter().zip(done.drain(..)) {
-            let place = of_socket.get_mut(socket).and_then(BinaryHeap::pop).expect("a place for each");
-            placed.push((place.0, one));
-        }
-        placed.sort_by_key(|(place, _)| *place);
-        done.extend(placed.into_iter().map(|(_, one)| one));
+        shuffle_sockets(done, &mut self.rng);
         self.just_failed = done.iter().filter(|done| done.is_failed_birth()).map(|done| done.token.socket()).collect();
         self.gauge.borrow_mut().delivered += done.len() as u64;
         if !self.completed.is_empty() {
             let time = self.world.now() + self.rng.between(1, 50) * MICROSECOND;
             self.world.wake_at(Owner::Host(self.host), time);
         }
-    }
-}
-
-trait Birth {
-    /// Whether a socket did not come to be.
-    fn is_failed_birth(&self) -> bool;
-}
-
-impl Birth for Done {
-    fn is_failed_birth(&self) -> bool {
-        self.result.is_err() && matches!(self.token.kind(), Some(Kind::Connect | Kind::Accept))
     }
 }
 
@@ -480,10 +434,7 @@ impl Io for SimIo {
     fn turn(&mut self, wait: Option<Duration>, done: &mut Vec<Done>) -> std::io::Result<()> {
         assert!(done.is_empty(), "turn is given a list that still has {} completions", done.len());
         self.post_slots();
-        for op in std::mem::take(&mut self.submitted) {
-            self.world.trace(|| format!("host {} submits {op:?}", self.host));
-            self.apply(op);
-        }
+        self.apply_submitted();
         let mut touched: Vec<SocketId> = self.world.take_touched(self.host).iter().filter_map(|end| self.ends.get(end).copied()).collect();
         touched.extend(self.sockets.iter().filter(|(_, socket)| matches!(socket, Socket::Listener { .. })).map(|(id, _)| *id));
         self.rng.shuffle(&mut touched);
@@ -505,13 +456,15 @@ impl Io for SimIo {
     }
 
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
+        // It comes behind what was submitted before: perhaps the close of who had the id.
+        self.apply_submitted();
         let what = self.world.redeem(descriptor.as_raw_fd()).expect("the simulation made this descriptor");
         match what {
             Handle::Listener(listener) => {
                 self.world.set_listener_owner(listener, Owner::Host(self.host));
                 self.insert(id, Socket::Listener { listener, accepts: VecDeque::new() });
             }
-            Handle::Connection(end) => {
+            Handle::Connection(end, _) => {
                 self.insert(id, Socket::Connection(Connection { end, receive: None, send: None, shut: false }));
                 self.ends.insert(end, id);
                 self.world.set_owner(end, Owner::Host(self.host));
@@ -521,20 +474,23 @@ impl Io for SimIo {
     }
 
     fn detach(&mut self, id: SocketId) -> OwnedFd {
+        self.apply_submitted();
         assert!(!self.undelivered(id), "socket {} is detached before all its completions have been delivered", id.0);
         match self.sockets.remove(&id) {
             Some(Socket::Connection(Connection { end, receive: None, send: None, .. })) => {
                 self.ends.remove(&end);
                 self.world.set_owner(end, Owner::Nobody);
-                handle(&self.world, Handle::Connection(end))
+                handle(&self.world, Handle::Connection(end, self.host))
             }
             other => panic!("socket {} cannot be detached: it is {other:?}", id.0),
         }
     }
 
-    /// In the simulation a lost path fails the connection by itself.
-    fn is_lost(&self, _: SocketId) -> bool {
-        false
+    fn is_lost(&self, id: SocketId) -> bool {
+        match self.sockets.get(&id) {
+            Some(Socket::Connection(connection)) => self.world.is_lost(connection.end),
+            other => panic!("whether socket {} is lost is asked, but it is {other:?}", id.0),
+        }
     }
 
     fn slots_available(&self) -> usize {
@@ -557,26 +513,6 @@ impl Drop for SimIo {
                 Socket::Connecting { end, .. } | Socket::Connection(Connection { end, .. }) => self.world.close(end, false),
                 Socket::Accepting { .. } => {}
             }
-        }
-    }
-}
-
-impl PendingSend {
-    fn check(&self, id: SocketId) {
-        let now = self.chunk.as_slice();
-        if now != self.copy {
-            let at = now.iter().zip(&self.copy).position(|(now, then)| now != then).unwrap_or(0);
-            panic!("the chunk being sent on socket {} was changed at byte {at} of {} before its completion", id.0, self.copy.len());
-        }
-    }
-}
-
-impl Socket {
-    fn outstanding(&self) -> usize {
-        match self {
-            Self::Listener { .. } => 0,
-            Self::Accepting { .. } | Self::Connecting { .. } => 1,
-            Self::Connection(connection) => usize::from(connection.receive.is_some()) + usize::from(connection.send.is_some()),
         }
     }
 }

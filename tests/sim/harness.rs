@@ -4,47 +4,26 @@
 //! What always holds between steps: everyone who was told of a change has looked at it, or will at a time that is in the world's events.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use zhwkprox::limits::SLOT_BYTES;
 use zhwkprox::shard::buffers::Arena;
+use zhwkprox::shard::inbox::{Message, NameError, ToControl};
 use zhwkprox::shard::state::State;
-use zhwkprox::shard::time::Time;
-use zhwkprox::shard::{Role, Shard};
 
 use crate::client::{Client, ClientPlan};
 use crate::destination::{Destination, Kind};
 use crate::engine::{Gauge, SimIo, Temper, address};
+use crate::process::{Host, Part, Process, Started, Starter};
 use crate::rng::Rng;
 use crate::traffic::{Book, Stage};
 use crate::world::{EndId, MICROSECOND, Nanos, Owner, SECOND, World};
 
 /// The most turns a shard may take in one simulated second. A busy seed needs a tenth of it; a shard that spins needs a million.
 const TURNS_PER_SECOND: u64 = 100_000;
-
-/// A shard, whatever its role.
-pub(crate) trait Machine {
-    fn turn(&mut self, now: Nanos);
-    fn next_timer_in(&self) -> Option<Duration>;
-    fn state(&self) -> State;
-}
-
-impl<R: Role> Machine for Shard<R> {
-    fn turn(&mut self, now: Nanos) {
-        let wait = self.next_timer_in();
-        Self::turn(self, wait, || Time::from_nanos(now)).expect("the simulated engine does not fail");
-    }
-
-    fn next_timer_in(&self) -> Option<Duration> {
-        Self::next_timer_in(self)
-    }
-
-    fn state(&self) -> State {
-        Self::state(self)
-    }
-}
 
 /// What goes wrong, and when.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,20 +34,16 @@ pub(crate) enum Fault {
     Lose,
     /// Nothing passes the tunnels for so long.
     Stall(Nanos),
-    /// A host has no descriptors for so long.
+    /// A process has no descriptors for so long.
     NoDescriptors(usize, Nanos),
+    /// A process is killed, and started again so much later.
+    Crash(usize, Nanos),
 }
 
-struct Host {
-    machine: Option<Box<dyn Machine>>,
-    gauge: Rc<RefCell<Gauge>>,
-    arena: Arena,
-    /// A turn is due then.
-    turn_at: Option<Nanos>,
-    /// A wake-up for its timers is in the world's events for then.
-    timer_at: Option<Nanos>,
-    second: Nanos,
-    turns: u64,
+/// Work of the control threads.
+enum Chore {
+    Tell { process: usize, shard: usize, message: Message },
+    Start(usize),
 }
 
 enum Actor {
@@ -84,12 +59,19 @@ pub(crate) struct Simulation {
     /// Where tunnels are dialled to.
     pub(crate) tunnels_at: SocketAddr,
     hosts: Vec<Host>,
+    processes: Vec<Process>,
+    /// What names mean.
+    pub(crate) names: BTreeMap<String, Vec<IpAddr>>,
+    /// What the control threads have to do, and when.
+    chores: Vec<(Nanos, Chore)>,
     actors: Vec<Actor>,
     clients: u32,
     /// Longest time from a change to the turn that sees it.
     slowness: Nanos,
     /// What has been done to the tunnels: when, and until when it may be felt.
     pub(crate) disturbed: Vec<(Nanos, Nanos)>,
+    /// When a process was killed.
+    pub(crate) crashes: Vec<Nanos>,
     pub(crate) most_turns: u64,
 }
 
@@ -99,7 +81,21 @@ impl Simulation {
         let world = World::new(rng.next());
         world.with_observer(|observer| observer.watch(tunnels_at));
         let stage = Stage { world, seed, book: Rc::new(RefCell::new(Book::default())) };
-        Self { stage, rng, tunnels_at, hosts: Vec::new(), actors: Vec::new(), clients: 0, slowness, disturbed: Vec::new(), most_turns: 0 }
+        Self {
+            stage,
+            rng,
+            tunnels_at,
+            hosts: Vec::new(),
+            processes: Vec::new(),
+            names: BTreeMap::new(),
+            chores: Vec::new(),
+            actors: Vec::new(),
+            clients: 0,
+            slowness,
+            disturbed: Vec::new(),
+            crashes: Vec::new(),
+            most_turns: 0,
+        }
     }
 
     pub(crate) fn world(&self) -> &World {
@@ -110,49 +106,148 @@ impl Simulation {
         self.stage.world.now()
     }
 
-    // ---- hosts
+    // ---- processes
 
-    /// Adds a host with so many slots; `build` makes its shard over the engine given to it.
-    pub(crate) fn add_host(
-        &mut self,
-        slots: usize,
-        temper: Temper,
-        build: impl FnOnce(SimIo, Arena, u64, &World) -> Box<dyn Machine>,
-    ) -> usize {
-        let host = self.hosts.len();
-        let arena = Arena::new(slots * SLOT_BYTES).expect("memory for the arena");
-        self.hosts.push(Host { machine: None, gauge: Rc::default(), arena, turn_at: None, timer_at: None, second: 0, turns: 0 });
-        self.start_host(host, temper, build);
-        host
+    /// Adds a process with so many shards of so many slots each, and starts it.
+    pub(crate) fn add_process(&mut self, shards: usize, slots: usize, temper: Temper, starter: Starter) {
+        let process = self.processes.len();
+        let number = u8::try_from(process + 1).expect("few processes");
+        let hosts = self.hosts.len()..self.hosts.len() + shards;
+        for _ in hosts.clone() {
+            let arena = Arena::new(slots * SLOT_BYTES).expect("memory for the arena");
+            self.hosts.push(Host {
+                process,
+                machine: None,
+                gauge: Rc::default(),
+                bell: Rc::default(),
+                arena,
+                turn_at: None,
+                timer_at: None,
+                second: 0,
+                turns: 0,
+            });
+        }
+        let hosts = hosts.collect();
+        let address = address(number);
+        self.processes.push(Process { address, hosts, temper, starter, postboxes: Vec::new(), control: None, handed_over: 0 });
+        self.start(process);
     }
 
-    /// Starts the process of a host, again.
-    pub(crate) fn start_host(&mut self, host: usize, temper: Temper, build: impl FnOnce(SimIo, Arena, u64, &World) -> Box<dyn Machine>) {
-        let arena = self.hosts[host].arena.clone();
-        let number = u8::try_from(host + 1).expect("few hosts");
-        let io = SimIo::new(&self.stage.world, host, address(number), arena.clone(), temper, self.rng.fork());
-        self.hosts[host].gauge = io.gauge();
-        let machine = build(io, arena, self.rng.next(), &self.stage.world);
-        self.hosts[host].machine = Some(machine);
+    /// Starts a process, again.
+    pub(crate) fn start(&mut self, process: usize) {
+        let Process { address, hosts, temper, .. } = &self.processes[process];
+        let mut parts = Vec::new();
+        for &host in hosts {
+            let arena = self.hosts[host].arena.clone();
+            let io = SimIo::new(&self.stage.world, host, *address, arena.clone(), *temper, self.rng.fork());
+            self.hosts[host].gauge = io.gauge();
+            self.hosts[host].bell = io.bell();
+            parts.push(Part { io, arena, seed: self.rng.next() });
+        }
+        let Started { machines, postboxes, control } = (self.processes[process].starter)(parts, &self.stage.world);
+        for (&host, machine) in hosts.iter().zip(machines) {
+            self.hosts[host].machine = Some(machine);
+            self.stage.world.wake_at(Owner::Host(host), self.stage.world.now());
+        }
+        let process = &mut self.processes[process];
+        process.postboxes = postboxes;
+        process.control = Some(control);
+        process.handed_over = 0;
+    }
+
+    /// Kills a process: the kernel closes its sockets.
+    pub(crate) fn stop(&mut self, process: usize) {
+        for &host in &self.processes[process].hosts {
+            self.hosts[host].machine = None;
+        }
+        self.processes[process].postboxes.clear();
+        self.processes[process].control = None;
+        self.stage.world.close_in_transit(&self.processes[process].hosts);
+    }
+
+    fn hosts_of(&self, process: usize) -> impl Iterator<Item = &Host> {
+        self.processes[process].hosts.iter().map(|&host| &self.hosts[host])
+    }
+
+    /// The sum over its shards; nothing while it is dead.
+    pub(crate) fn state(&self, process: usize) -> State {
+        let mut sum = State::default();
+        for machine in self.hosts_of(process).filter_map(|host| host.machine.as_ref()) {
+            sum.add(&machine.state());
+        }
+        sum
+    }
+
+    /// Whether all its shards have ended in order.
+    pub(crate) fn is_finished(&self, process: usize) -> bool {
+        self.hosts_of(process).all(|host| host.machine.as_ref().is_some_and(|machine| machine.is_finished()))
+    }
+
+    /// A number of its engines', summed up.
+    pub(crate) fn count(&self, process: usize, what: impl Fn(&Gauge) -> u64) -> u64 {
+        self.hosts_of(process).map(|host| what(&host.gauge.borrow())).sum()
+    }
+
+    /// Slots that are free or lent to the kernel, and slots in all.
+    pub(crate) fn free_slots(&self, process: usize) -> (usize, usize) {
+        let free = self.hosts_of(process).map(|host| host.gauge.borrow().lent + host.arena.free()).sum();
+        (free, self.hosts_of(process).map(|host| host.arena.slots()).sum())
+    }
+
+    /// Gives each shard of a process a message, as its control thread would.
+    pub(crate) fn tell(&mut self, process: usize, message: impl Fn() -> Message) {
+        for shard in 0..self.processes[process].hosts.len() {
+            self.tell_shard(process, shard, message());
+        }
+    }
+
+    fn tell_shard(&self, process: usize, shard: usize, message: Message) {
+        if let Some(postbox) = self.processes[process].postboxes.get(shard) {
+            postbox.post(message);
+            self.ring(self.processes[process].hosts[shard]);
+        }
+    }
+
+    fn ring(&self, host: usize) {
+        *self.hosts[host].bell.borrow_mut() = true;
         self.stage.world.wake_at(Owner::Host(host), self.now());
     }
 
-    /// Kills the process of a host: the kernel closes its sockets.
-    pub(crate) fn stop_host(&mut self, host: usize) {
-        self.hosts[host].machine = None;
+    /// Does what the control threads have to do by now.
+    fn run_control(&mut self) {
+        let now = self.now();
+        while let Some(due) = self.chores.iter().position(|(time, _)| *time <= now) {
+            match self.chores.swap_remove(due).1 {
+                Chore::Tell { process, shard, message } => self.tell_shard(process, shard, message),
+                Chore::Start(process) => self.start(process),
+            }
+        }
     }
 
-    pub(crate) fn state(&self, host: usize) -> State {
-        self.hosts[host].machine.as_ref().expect("the host runs").state()
+    fn add_chore(&mut self, time: Nanos, chore: Chore) {
+        self.chores.push((time, chore));
+        self.stage.world.wake_at(Owner::Control, time);
     }
 
-    pub(crate) fn gauge(&self, host: usize) -> std::cell::Ref<'_, Gauge> {
-        self.hosts[host].gauge.borrow()
-    }
-
-    pub(crate) fn free_slots(&self, host: usize) -> (usize, usize) {
-        let arena = &self.hosts[host].arena;
-        (self.gauge(host).lent + arena.free(), arena.slots())
+    /// Hears what a shard wants of its control thread and of the other shards.
+    fn hear(&mut self, process: usize) {
+        while let Some(Ok(question)) = self.processes[process].control.as_mut().map(UnboundedReceiver::try_recv) {
+            if let ToControl::Resolve { shard, ticket, name } = question {
+                let result = self.names.get(&name).cloned().ok_or(NameError::NotFound);
+                let time = self.now() + self.rng.below(20_000) * MICROSECOND;
+                self.add_chore(time, Chore::Tell { process, shard, message: Message::Resolved { ticket, result } });
+            }
+        }
+        if self.processes[process].hosts.len() > 1 {
+            let handed_over = self.state(process).handed_over;
+            if handed_over != self.processes[process].handed_over {
+                self.processes[process].handed_over = handed_over;
+                // To whom is not seen from outside; a bell without a message does no harm.
+                for &host in &self.processes[process].hosts {
+                    self.ring(host);
+                }
+            }
+        }
     }
 
     // ---- actors
@@ -227,6 +322,7 @@ impl Simulation {
                 match owner {
                     Owner::Actor(actor) => self.run_actor(actor),
                     Owner::Host(host) => self.wake_host(host),
+                    Owner::Control => self.run_control(),
                     Owner::Nobody => {}
                 }
             }
@@ -258,20 +354,44 @@ impl Simulation {
         let felt = match fault {
             Fault::Kill => 12 * SECOND,
             Fault::Lose => 45 * SECOND,
-            Fault::Stall(time) | Fault::NoDescriptors(_, time) => time + 12 * SECOND,
+            Fault::Stall(time) | Fault::NoDescriptors(_, time) | Fault::Crash(_, time) => time + 12 * SECOND,
         };
         self.disturbed.push((now, now + felt));
         match fault {
-            Fault::NoDescriptors(host, time) => self.stage.world.no_descriptors(host, now + time),
+            Fault::NoDescriptors(process, time) => {
+                for &host in &self.processes[process].hosts {
+                    self.stage.world.no_descriptors(host, now + time);
+                }
+            }
+            Fault::Crash(process, _) if self.hosts_of(process).any(|host| host.machine.is_none()) => {}
+            Fault::Crash(process, time) => {
+                self.crashes.push(now);
+                self.stop(process);
+                self.add_chore(now + time, Chore::Start(process));
+            }
             _ if tunnels.is_empty() => {}
-            Fault::Kill => self.stage.world.kill(self.rng.pick(&tunnels)),
-            Fault::Lose => self.stage.world.lose(self.rng.pick(&tunnels)),
+            Fault::Kill => {
+                let victim = self.victim(&tunnels);
+                self.stage.world.kill(victim);
+            }
+            Fault::Lose => {
+                let victim = self.victim(&tunnels);
+                self.stage.world.lose(victim);
+            }
             Fault::Stall(time) => {
                 for tunnel in tunnels {
                     self.stage.world.stall(tunnel, now + time);
                 }
             }
         }
+    }
+
+    /// Any tunnel, more often one that carries something.
+    fn victim(&mut self, tunnels: &[EndId]) -> EndId {
+        let carries = |end: &EndId| self.stage.world.with_observer(|observer| observer.open_on(*end)) > 0;
+        let carrying: Vec<EndId> = tunnels.iter().copied().filter(carries).collect();
+        let from = if carrying.is_empty() || self.rng.chance(25) { tunnels } else { &carrying };
+        self.rng.pick(from)
     }
 
     fn wake_host(&mut self, index: usize) {
@@ -293,6 +413,7 @@ impl Simulation {
         machine.turn(now);
         let next_timer = machine.next_timer_in().map(|wait| now + u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX / 2));
         self.count_turn(index);
+        self.hear(self.hosts[index].process);
         let host = &mut self.hosts[index];
         if host.gauge.borrow().work {
             let time = now + self.rng.between(1, 20) * MICROSECOND;

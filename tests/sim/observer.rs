@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::world::EndId;
+use crate::world::{EndId, Nanos};
 
 /// Largest payload a sender here may put into one frame: a slot's data part.
 const PAYLOAD_MAX: u32 = 65_392;
@@ -44,9 +44,38 @@ pub(crate) struct Observer {
     streams: BTreeMap<EndId, Stream>,
     open: BTreeMap<EndId, BTreeMap<SocketAddr, Flow>>,
     shared: BTreeSet<SocketAddr>,
+    /// With the author's rules: every send on a tunnel, instead of looking at frames by ours.
+    sends: Option<Vec<Sent>>,
+}
+
+/// One send on a tunnel.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) by: EndId,
+    pub(crate) at: Nanos,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Observer {
+    /// The roles keep to the author's rules.
+    pub(crate) fn keep_sends(&mut self) {
+        self.sends = Some(Vec::new());
+    }
+
+    /// Every send on a tunnel so far.
+    pub(crate) fn sends(&self) -> Vec<Sent> {
+        self.sends.clone().unwrap_or_default()
+    }
+
+    /// What `by` has given to its kernel with one operation.
+    pub(crate) fn on_send(&mut self, by: EndId, at: Nanos, bytes: &[u8]) {
+        if let Some(sends) = &mut self.sends
+            && self.streams.contains_key(&by)
+        {
+            sends.push(Sent { by, at, bytes: bytes.to_vec() });
+        }
+    }
+
     /// Connections to `address` are tunnels.
     pub(crate) fn watch(&mut self, address: SocketAddr) {
         self.addresses.insert(address);
@@ -128,6 +157,9 @@ impl Observer {
     }
 
     fn on_frame(&mut self, tunnel: EndId, direction: Direction, key: SocketAddr, length: u32) {
+        if self.sends.is_some() {
+            return;
+        }
         let open = self.open.entry(tunnel).or_default();
         let (flow, what) = match (open.get_mut(&key), direction) {
             (None, Direction::Reply) => panic!("tunnel {tunnel}: the server sends {length} bytes for {key}, which no request opened"),

@@ -12,14 +12,15 @@ use zhwkprox::limits;
 use zhwkprox::protocol::v80::Profile;
 use zhwkprox::server::{self, DialTarget, Server};
 use zhwkprox::shard::board::Board;
-use zhwkprox::shard::buffers::Arena;
 use zhwkprox::shard::core::{Core, Parts};
-use zhwkprox::shard::inbox::Inbox;
+use zhwkprox::shard::inbox::{Inbox, Postbox};
 use zhwkprox::shard::time::Time;
 use zhwkprox::shard::{Role, Shard};
 
 use crate::engine::{SimIo, Temper, address};
-use crate::harness::{Machine, Simulation};
+use crate::harness::Simulation;
+use crate::observer::Observer;
+use crate::process::{Machine, Part, Started};
 use crate::world::{Link, Nanos, World};
 
 pub(crate) const ENTRY: usize = 0;
@@ -38,6 +39,7 @@ pub(crate) fn socks_at() -> SocketAddr {
 /// How the two roles are set up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Topology {
+    pub(crate) shards: [usize; 2],
     pub(crate) slots: [usize; 2],
     pub(crate) temper: [Temper; 2],
     pub(crate) slowness: Nanos,
@@ -45,10 +47,12 @@ pub(crate) struct Topology {
     pub(crate) max_tunnels: usize,
     pub(crate) linger: Duration,
     pub(crate) idle: Option<Duration>,
+    pub(crate) profile: Profile,
 }
 
 impl Topology {
     pub(crate) const PLAIN: Self = Self {
+        shards: [1, 1],
         slots: [64, 64],
         temper: [Temper::CALM, Temper::CALM],
         slowness: 20_000,
@@ -56,6 +60,7 @@ impl Topology {
         max_tunnels: limits::MAX_TUNNELS,
         linger: limits::LINGER,
         idle: Some(limits::IDLE_V80),
+        profile: Profile::Ours,
     };
 }
 
@@ -67,21 +72,30 @@ fn cipher() -> MessageCipher {
 /// Both roles, started, in a world of this seed.
 pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     let mut simulation = Simulation::new(seed, tunnels_at(), topology.slowness);
+    if topology.profile == Profile::Original {
+        simulation.world().with_observer(Observer::keep_sends);
+    }
     simulation.world().set_link(tunnels_at().ip(), topology.tunnel_link);
-    let [entry, exit] = [ENTRY, EXIT].map(|host| (topology.slots[host], topology.temper[host]));
-    simulation.add_host(entry.0, entry.1, |io, arena, seed, world| entry_shard(topology, io, arena, seed, world));
-    simulation.add_host(exit.0, exit.1, |io, arena, seed, world| exit_shard(topology, io, arena, seed, world));
+    let Topology { shards, slots, temper, .. } = *topology;
+    let settings = *topology;
+    simulation.add_process(
+        shards[ENTRY],
+        slots[ENTRY],
+        temper[ENTRY],
+        Box::new(move |parts, world| start(parts, world, |world| inter_server_of(&settings, world))),
+    );
+    simulation.add_process(
+        shards[EXIT],
+        slots[EXIT],
+        temper[EXIT],
+        Box::new(move |parts, world| start(parts, world, |_| server_of(&settings))),
+    );
     simulation
 }
 
-/// Starts the entry's process again after [`Simulation::stop_host`].
-pub(crate) fn restart_entry(simulation: &mut Simulation, topology: &Topology) {
-    simulation.start_host(ENTRY, topology.temper[ENTRY], |io, arena, seed, world| entry_shard(topology, io, arena, seed, world));
-}
-
-fn entry_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
+fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
-        profile: Profile::Ours,
+        profile: topology.profile,
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
@@ -92,12 +106,12 @@ fn entry_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &
         (ListenerKind::Tunnel, SimIo::listener_handle(world, tunnels_at())),
         (ListenerKind::Socks { authenticate: false }, SimIo::listener_handle(world, socks_at())),
     ];
-    shard(InterServer::new(settings, cipher(), listeners), io, arena, seed, world)
+    InterServer::new(settings, cipher(), listeners)
 }
 
-fn exit_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
+fn server_of(topology: &Topology) -> Server {
     let settings = server::Settings {
-        profile: Profile::Ours,
+        profile: topology.profile,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),
@@ -106,13 +120,27 @@ fn exit_shard(topology: &Topology, io: SimIo, arena: Arena, seed: u64, world: &W
         linger: topology.linger,
         idle: topology.idle,
     };
-    shard(Server::new(settings, cipher()), io, arena, seed, world)
+    Server::new(settings, cipher())
 }
 
-fn shard<R: Role + 'static>(role: R, io: SimIo, arena: Arena, seed: u64, world: &World) -> Box<dyn Machine> {
-    let (inbox, postbox) = Inbox::new().expect("an eventfd");
-    let (control, _) = tokio::sync::mpsc::unbounded_channel();
-    let parts =
-        Parts { io: Box::new(io), arena, index: 0, control, peers: vec![postbox], board: Board::new(1), rng: StdRng::seed_from_u64(seed) };
-    Box::new(Shard::new(Core::new(parts), role, inbox, Time::from_nanos(world.now())))
+/// Puts the shards of one process together.
+fn start<R: Role + 'static>(parts: Vec<Part>, world: &World, role: impl Fn(&World) -> R) -> Started {
+    let (inboxes, postboxes): (Vec<Inbox>, Vec<Postbox>) = parts.iter().map(|_| Inbox::new().expect("an eventfd")).unzip();
+    let (to_control, control) = tokio::sync::mpsc::unbounded_channel();
+    let board = Board::new(parts.len());
+    let now = Time::from_nanos(world.now());
+    let shard = |(index, (Part { io, arena, seed }, inbox)): (usize, (Part, Inbox))| -> Box<dyn Machine> {
+        let parts = Parts {
+            io: Box::new(io),
+            arena,
+            index,
+            control: to_control.clone(),
+            peers: postboxes.clone(),
+            board: board.clone(),
+            rng: StdRng::seed_from_u64(seed),
+        };
+        Box::new(Shard::new(Core::new(parts), role(world), inbox, now))
+    };
+    let machines = parts.into_iter().zip(inboxes).enumerate().map(shard).collect();
+    Started { machines, postboxes, control }
 }

@@ -1,7 +1,7 @@
 //! What must be true when a simulation has ended: nothing lost, nothing mixed up, nothing that was cut looks whole, and everything that was
 //! taken has been given back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use zhwkprox::shard::state::State;
@@ -19,6 +19,8 @@ pub(crate) struct Plans {
     pub(crate) aborts: BTreeMap<u32, Option<Abort>>,
     /// Clients that hang up during their handshake.
     pub(crate) hang_ups: BTreeMap<u32, usize>,
+    /// Clients of a name whose first addresses do not work: what the exit finds out too late, the client sees as an empty answer.
+    pub(crate) dead_first: BTreeSet<u32>,
     /// There are tunnels for everyone, in time.
     pub(crate) ample: bool,
     /// Nobody gives up in the middle. Where somebody does, a tunnel may be closed because that is 0x80's only word for it.
@@ -51,8 +53,17 @@ impl Plans {
     }
 }
 
+/// How much the verdict had to go by.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Shown {
+    /// Flows shown to be whole at both ends.
+    pub(crate) whole: u64,
+    /// Readers shown not to take for whole what was cut.
+    pub(crate) cut: u64,
+}
+
 /// Looks at every flow.
-pub(crate) fn check_flows(simulation: &Simulation, plans: &Plans) {
+pub(crate) fn check_flows(simulation: &Simulation, plans: &Plans) -> Shown {
     let book = simulation.stage.book.borrow();
     let records = &book.records;
     let unfinished = book.unfinished();
@@ -77,12 +88,16 @@ pub(crate) fn check_flows(simulation: &Simulation, plans: &Plans) {
         }
         assert!(record.received <= partner.sent, "reader {number} got {} bytes of {} sent", record.received, partner.sent);
     }
+    let mut shown = Shown::default();
     for (&number, record) in records {
-        check_not_whole(simulation, plans, number, record, record.from.map(|from| &records[&from]));
+        let partner = record.from.map(|from| &records[&from]);
+        check_not_whole(simulation, plans, number, record, partner);
+        shown.cut += u64::from(record.ending == Some(Ending::Reset) && partner.is_some_and(|partner| record.received < partner.sent));
         if number < FIRST_CONNECTION {
-            check_whole(simulation, plans, number, record, record.from.map(|from| &records[&from]));
+            shown.whole += u64::from(check_whole(simulation, plans, number, record, partner));
         }
     }
+    shown
 }
 
 /// What was cut must not look whole.
@@ -95,6 +110,11 @@ fn check_not_whole(simulation: &Simulation, plans: &Plans, number: u32, record: 
         return;
     }
     let partner = partner.expect("a stream's name says whose it is");
+    // When a process is killed the kernel closes its connections, and that is a FIN.
+    let until = record.finished.max(partner.finished).expect("checked");
+    if simulation.crashes.iter().any(|time| (record.started.min(partner.started)..=until).contains(time)) {
+        return;
+    }
     let from = record.from.expect("it has a name");
     let whole = record.received == partner.sent && (partner.ended || plans.closes(from, partner));
     assert!(
@@ -104,30 +124,30 @@ fn check_not_whole(simulation: &Simulation, plans: &Plans, number: u32, record: 
     );
 }
 
-/// What nothing disturbed must be whole.
-fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Record, partner: Option<&Record>) {
+/// What nothing disturbed must be whole. Says whether that could be shown.
+fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Record, partner: Option<&Record>) -> bool {
     let finished = record.finished.max(partner.and_then(|partner| partner.finished)).expect("checked");
     let disturbed = simulation.disturbed.iter().any(|(from, to)| *from <= finished && *to >= record.started);
     let aborts = plans.aborts.get(&number).is_some_and(Option::is_some) || plans.hang_ups.contains_key(&number);
     if disturbed || aborts {
-        return;
+        return false;
     }
     if (plans.ample && plans.calm) || record.reply != Some(1) {
         assert_eq!(record.reply, Some(0), "client {number} was not served although nothing was wrong: {record:?}");
     }
-    if record.reply != Some(0) {
-        return;
+    if record.reply != Some(0) || (plans.dead_first.contains(&number) && record.received == 0) {
+        return false;
     }
     if !plans.serves(record.address) {
         let no_answer = matches!(plans.destinations.get(&record.address), Some(Kind::Path(_)));
         assert!(!no_answer || record.received == 0, "client {number} got bytes from nowhere: {record:?}");
-        return;
+        return false;
     }
     let shared = simulation.stage.world.with_observer(|observer| observer.shared().contains(&record.address));
     let was_reset = |record: &Record| record.ending == Some(Ending::Reset);
     if shared && !plans.calm && (was_reset(record) || partner.is_some_and(was_reset)) {
         // The tunnel was closed for another flow's sake by the side that did not know of this one yet.
-        return;
+        return false;
     }
     let Some(partner) = partner else { panic!("client {number} got nothing though nothing was wrong: {record:?}") };
     let whole = record.received == partner.sent
@@ -137,6 +157,7 @@ fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Rec
         && record.ending == Some(Ending::Fin)
         && partner.ending == Some(Ending::Fin);
     assert!(whole, "not whole though nothing was wrong: client {number} {record:?}, destination {partner:?}");
+    true
 }
 
 /// What of a state must be as it was. `grows` and sums do not count; slots are compared by themselves.
@@ -148,4 +169,12 @@ pub(crate) fn resting(state: &State) -> State {
 pub(crate) fn is_empty(state: &State) -> bool {
     let State { flows, half_open, detached, clients_pending, slots_in_use, parked, .. } = state;
     [flows, half_open, detached, clients_pending, slots_in_use, parked].iter().all(|count| **count == 0)
+}
+
+/// Which numbers of two states differ, in one line.
+pub(crate) fn difference(before: &State, after: &State) -> String {
+    let [before, after] = [before, after].map(|state| serde_json::to_value(state).expect("numbers"));
+    let fields = before.as_object().into_iter().flatten().filter(|(name, was)| after[name.as_str()] != **was);
+    let told: Vec<String> = fields.map(|(name, was)| format!("{name} {was} -> {}", after[name.as_str()])).collect();
+    if told.is_empty() { "nothing".to_owned() } else { told.join(", ") }
 }

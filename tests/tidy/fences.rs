@@ -9,6 +9,7 @@ const UNSAFE: &[(&str, &str, &str)] = &[
     ("src/shard/affinity.rs", "unsafe", "sched_getaffinity and sched_setaffinity"),
     ("src/shard/buffers.rs", "unsafe", "the arena's mapping"),
     ("src/shard/inbox.rs", "unsafe", "eventfd"),
+    ("src/shard/ring/lost.rs", "unsafe", "poll and TCP_INFO"),
     ("src/shard/ring/mod.rs", "unsafe", "memory that operations name"),
     ("src/shard/ring/options.rs", "unsafe", "a socket option that socket2 does not know"),
     ("src/shard/ring/posted.rs", "unsafe", "the buffer ring's page"),
@@ -20,8 +21,17 @@ const UNSAFE: &[(&str, &str, &str)] = &[
 const SHARING: &[&str] = &["Mutex", "RwLock", "Condvar", "OnceLock", "Atomic", "Arc", "mpsc"];
 
 /// Where bytes pass.
-const DATA_PATH: &[&str] =
-    &["src/crypto/", "src/protocol/", "src/shard/", "src/outbox.rs", "src/link.rs", "src/relay.rs", "src/server/", "src/inter_server/"];
+const DATA_PATH: &[&str] = &[
+    "src/crypto/",
+    "src/protocol/",
+    "src/shard/",
+    "src/outbox.rs",
+    "src/link.rs",
+    "src/link/",
+    "src/relay/",
+    "src/server/",
+    "src/inter_server/",
+];
 
 /// The places there that share all the same, what, and why.
 const SHARED: &[(&str, &str, &str)] = &[
@@ -29,7 +39,7 @@ const SHARED: &[(&str, &str, &str)] = &[
     ("src/shard/inbox.rs", "Mutex", "the inbox itself"),
     ("src/shard/board.rs", "Arc", "gauges of all shards, read when a client or a tunnel needs a place"),
     ("src/shard/board.rs", "Atomic", "the same"),
-    ("src/shard/core.rs", "mpsc", "questions to the control thread: names and the state line"),
+    ("src/shard/core/mod.rs", "mpsc", "questions to the control thread: names and the state line"),
     ("src/shard/plan.rs", "mpsc", "hands the same sender in"),
     ("src/shard/ring/posted.rs", "Atomic", "the tail of the buffer ring, which the kernel reads: io_uring's own interface"),
 ];
@@ -43,7 +53,7 @@ const CONDITIONAL: &[(&str, &str, &str)] = &[
     ("src/mutants.rs", "#[cfg(not(feature = \"mutants\"))]", "the switch of the faults made on purpose"),
     ("src/mutants.rs", "#[cfg(feature = \"mutants\")]", "the same"),
     ("src/shard/buffers.rs", "#[cfg(feature = \"mutants\")]", "one of these faults needs to reach into the arena"),
-    ("src/shard/core.rs", "#[cfg(feature = \"mutants\")]", "the same fault is made here"),
+    ("src/shard/core/sockets.rs", "#[cfg(feature = \"mutants\")]", "the same fault is made here"),
 ];
 
 #[test]

@@ -1,17 +1,9 @@
 //! What every file owes its reader.
 
-use std::collections::BTreeSet;
-
 use crate::tree::{File, files, read, sources};
 
 /// A file that is read top-down in one go.
 const LINES_MAX: usize = 600;
-
-/// Longer files: how long at most, and why.
-const LONG: &[(&str, usize, &str)] = &[
-    ("src/relay.rs", 720, "one state machine for flows and tunnels, whose parts call each other"),
-    ("src/shard/core.rs", 720, "sockets, accepts and completions share the table of entries"),
-];
 
 #[test]
 fn every_module_opens_with_its_job() {
@@ -21,20 +13,9 @@ fn every_module_opens_with_its_job() {
 
 #[test]
 fn files_can_be_read_in_one_go() {
-    let mut needless: BTreeSet<&str> = LONG.iter().map(|(path, ..)| *path).collect();
-    let mut wrong = Vec::new();
-    for file in sources() {
-        let lines = file.text.lines().count();
-        let most = LONG.iter().find(|(path, ..)| *path == file.path).map_or(LINES_MAX, |(_, most, _)| *most);
-        if lines > most {
-            wrong.push(format!("{}: {lines} lines, expected at most {most}", file.path));
-        }
-        if lines > LINES_MAX {
-            needless.remove(file.path.as_str());
-        }
-    }
-    wrong.extend(needless.iter().map(|path| format!("{path}: is short enough without its exception")));
-    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    let long = sources().into_iter().map(|file| (file.text.lines().count(), file.path)).filter(|(lines, _)| *lines > LINES_MAX);
+    let long: Vec<_> = long.collect();
+    assert!(long.is_empty(), "more than {LINES_MAX} lines: {long:?}");
 }
 
 #[test]

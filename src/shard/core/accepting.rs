@@ -10,6 +10,7 @@ use super::{Closing, Core, Event, Owner};
 use crate::limits;
 use crate::shard::io::{Done, Errno, Kind, Op, Payload, Purpose, SocketId, Token};
 use crate::shard::slab::Key;
+use crate::shard::time::Time;
 use crate::shard::timers::TimerId;
 
 /// What only a listener has.
@@ -18,6 +19,7 @@ pub(super) struct Accepts {
     pub(super) purpose: Purpose,
     pub(super) outstanding: usize,
     pub(super) pause: Duration,
+    pub(super) failed_at: Option<Time>,
     pub(super) paused: Option<TimerId>,
 }
 
@@ -25,7 +27,7 @@ impl Core {
     /// Starts accepting on a listening descriptor; connections come as [`Event::Accepted`] with `number`.
     pub fn listen(&mut self, descriptor: OwnedFd, number: u32, purpose: Purpose) -> Key {
         let key = self.adopt(descriptor, Owner::Listener(number));
-        let accepts = Accepts { purpose, outstanding: 0, pause: Duration::ZERO, paused: None };
+        let accepts = Accepts { purpose, outstanding: 0, pause: Duration::ZERO, failed_at: None, paused: None };
         self.entries[key.index as usize].accepts = Some(Box::new(accepts));
         self.post_accepts(key.index);
         key
@@ -42,9 +44,6 @@ impl Core {
         let owner = entry.owner;
         if let Some(accepts) = &mut entry.accepts {
             accepts.outstanding -= 1;
-            if done.result.is_ok() {
-                accepts.pause = Duration::ZERO;
-            }
         }
         let event = match (done.result, closing) {
             (Ok(_), false) => {
@@ -85,18 +84,22 @@ impl Core {
             self.post_accepts(listener.0);
             return;
         }
+        let now = self.now;
         let Some(accepts) = &mut self.entries[listener.0 as usize].accepts else { return };
         if accepts.paused.is_some() {
             return;
         }
-        let first = accepts.pause.is_zero();
-        accepts.pause = (accepts.pause * 2).clamp(limits::ACCEPT_PAUSE_MIN, limits::ACCEPT_PAUSE_MAX);
+        // At the limit an accept succeeds whenever a client goes, so one success does not mean that it is over.
+        let since_last = accepts.failed_at.map(|at| now.since(at));
+        let is_new = since_last.is_none_or(|since| since > limits::ACCEPT_PAUSE_MAX * 2);
+        accepts.pause = if is_new { limits::ACCEPT_PAUSE_MIN } else { (accepts.pause * 2).min(limits::ACCEPT_PAUSE_MAX) };
+        accepts.failed_at = Some(now);
         let pause = accepts.pause;
         let timer = self.set_timer(pause, Owner::Accepting(listener), 0);
         if let Some(accepts) = &mut self.entries[listener.0 as usize].accepts {
             accepts.paused = Some(timer);
         }
-        if first {
+        if is_new {
             warn!(%error, "cannot accept; trying again by itself, up to a second apart");
         }
     }

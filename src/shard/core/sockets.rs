@@ -59,7 +59,7 @@ impl Core {
         Some(descriptor)
     }
 
-    /// Makes a connection; the outcome comes as [`Event::Connected`].
+    /// Makes a connection; the outcome comes as [`super::Event::Connected`].
     pub fn connect(&mut self, to: SocketAddr, from: Option<IpAddr>, purpose: Purpose, owner: Owner) -> Key {
         let key = self.allocate(Life::Connecting, owner);
         let socket = SocketId(key.index);

@@ -96,6 +96,12 @@ fn encode(head: &[u8], kind: u16, code: u8, addresses: &[IpAddr]) -> Vec<u8> {
     bytes[4..6].copy_from_slice(&1u16.to_be_bytes());
     bytes[6..8].copy_from_slice(&u16::try_from(wanted.len()).unwrap().to_be_bytes());
     bytes[8..12].fill(0);
+    if wanted.is_empty() && matches!(code, 0 | 3) {
+        // Without a SOA record an absence may not be remembered: root names, and the last number is how long.
+        bytes[9] = 1;
+        bytes.extend([0, 0, 6, 0, 1, 0, 0, 0, 60, 0, 22, 0, 0]);
+        bytes.extend([0, 0, 0, 1, 0, 0, 0, 60, 0, 0, 0, 60, 0, 0, 0, 60, 0, 0, 0, 60]);
+    }
     for ip in wanted {
         bytes.extend([0xc0, 12]);
         bytes.extend(kind.to_be_bytes());

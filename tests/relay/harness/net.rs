@@ -61,9 +61,10 @@ pub(crate) fn reset_when_closed(stream: &TcpStream) {
     SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Makes the kernel take few bytes for us when we do not read.
+/// Makes the kernel take few bytes for us when we do not read. Not fewer than a segment of loopback: a window below that is given in
+/// drips by timers.
 pub(crate) fn small_receive_buffer(stream: &TcpStream) {
-    SockRef::from(stream).set_recv_buffer_size(4096).unwrap();
+    SockRef::from(stream).set_recv_buffer_size(96 << 10).unwrap();
 }
 
 /// A listener whose queue is full: the kernel drops further SYNs, so that a connect to it hangs.

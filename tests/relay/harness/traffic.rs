@@ -45,8 +45,16 @@ pub(crate) fn both_ways(entry: SocketAddr, origin: &Origin, to: impl Into<Target
     let seed = origin.seed;
     let mut sender = stream.try_clone().map_err(io)?;
     let sending = std::thread::spawn(move || send_pattern(&mut sender, seed, flow, len));
-    check_pattern(&mut stream, seed, flow, Some(len)).map_err(io)??;
-    sending.join().unwrap().map_err(io)?;
+    let received = check_pattern(&mut stream, seed, flow, Some(len));
+    // A reset is told once, to whichever thread asks first: behind a failed write, reading finds a plain end.
+    let sent = sending.join().unwrap();
+    if let Ok(Err(wrong)) = &received
+        && wrong.contains("wrong byte")
+    {
+        return Err(wrong.clone());
+    }
+    sent.map_err(io)?;
+    received.map_err(io)??;
     verdict(&mut stream, flow, "ok")
 }
 
