@@ -190,6 +190,15 @@ impl InterServer {
                 self.try_placing = true;
                 self.hand_over_late(core, key);
             }
+            // Its time is over here, but another shard has what it waits for.
+            Event::Timer { .. }
+                if !waiting.replied
+                    && !waiting.handed_over
+                    && waiting.outbox.bytes() == 0
+                    && core.board().most_idle_elsewhere(core.index()).is_some() =>
+            {
+                self.hand_over_late(core, key);
+            }
             Event::Timer { .. } => {
                 let Some(waiting) = self.waiting.remove(key) else { return };
                 info!("client at {}: no tunnel became free in time", Peer(waiting.peer));

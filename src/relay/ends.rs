@@ -74,8 +74,8 @@ impl<E> Relay<E> {
         let tunnel = tunnel?;
         let place = self.tunnels.get_mut(tunnel)?;
         let lost = match place.link.reset(destination, unfinished, core.now()) {
-            Reset::TunnelMustEnd => self.begin_end(core, tunnel),
-            Reset::Told => None,
+            Reset::TunnelMustEnd if !self.begin_end(core, tunnel) => self.end_tunnel(core, tunnel, Closing::Graceful),
+            Reset::TunnelMustEnd | Reset::Told => None,
         };
         if was_blocking {
             self.unblock(core, tunnel);

@@ -119,14 +119,16 @@ impl<E> Relay<E> {
 
     /// The end of this tunnel is all that can tell the peer of a flow that was cut. It ends in order: our FIN goes behind what is queued, and
     /// the peer's is waited for, as a close with anything unread would destroy what earlier flows still have on the way.
-    pub(super) fn begin_end(&mut self, core: &mut Core, tunnel: Key) -> Option<Lost> {
-        let here = self.tunnels.get_mut(tunnel)?;
+    /// `false`: with the author's programs it cannot; end it at once.
+    pub(super) fn begin_end(&mut self, core: &mut Core, tunnel: Key) -> bool {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return true };
         if !here.link.finish_sending() {
-            return self.end_tunnel(core, tunnel, Closing::Graceful);
+            return false;
         }
         here.retired = true;
         here.ending_timer = Some(core.set_timer(limits::DISCARDING, Owner::Tunnel(tunnel), ENDING));
-        None
+        self.touch(core, tunnel);
+        true
     }
 
     /// Whether a tunnel is being ended by us, and not by the peer.
@@ -153,8 +155,14 @@ impl<E> Relay<E> {
             flow.tunnel = None;
             flow.blocking_since = None;
             if self.side == Side::Entry && flow.peer_end {
-                // The reply is whole; only the request is cut.
+                // The reply is whole; only the request is cut. What still comes of it is read, or closing would destroy the reply's tail.
+                flow.is_deaf = !flow.own_end;
+                flow.own_end = true;
+                if flow.reading == Reading::WaitingForRoom {
+                    flow.reading = Reading::Off;
+                }
                 self.detach(core, key);
+                self.read_on(core, key);
             } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
                 untouched.push(key);
             } else {
@@ -196,7 +204,9 @@ impl<E> Relay<E> {
             }
         }
         self.touch(core, tunnel);
-        self.tunnels.get(tunnel).is_some_and(|here| here.retired && here.ending_timer.is_none() && here.link.flows() == 0)
+        let is_spent = |here: &Tunnel| here.retired && here.ending_timer.is_none() && here.link.flows() == 0;
+        // The last flow's end may still be queued.
+        self.tunnels.get(tunnel).is_some_and(is_spent) && !self.begin_end(core, tunnel)
     }
 
     /// On a shared tunnel two flows can lock each other up for good (0x80 §3): who has kept it unread too long is cut.

@@ -165,7 +165,7 @@ fn say_start(config: &Config) {
         "memory: {shards} x ({slots} slots x {slot_kib} KiB + ring {ring_kib} KiB) = {} KiB, taken once; \
          beyond that at most {} KiB for each socket that does not take its bytes",
         shards * (slots * slot_kib + ring_kib),
-        QUEUE_BYTES >> 10,
+        (QUEUE_BYTES + SLOT_BYTES) >> 10,
     );
     if let Role::Server(settings) = &config.role {
         for target in &settings.dial {

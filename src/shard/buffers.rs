@@ -20,6 +20,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use super::pages::Pages;
 use crate::limits::{SLOT_BYTES, SLOT_DATA, SLOT_HEADROOM};
 
 /// Headroom of a heap chunk that is to get a frame header.
@@ -30,13 +31,14 @@ const HEAP_HEADROOM: usize = 32;
 pub struct Arena(Rc<Mapping>);
 
 struct Mapping {
-    base: NonNull<u8>,
+    pages: Pages,
     handles: Box<[Cell<u32>]>,
     free: RefCell<Vec<u32>>,
 }
 
 impl Arena {
-    /// Maps `bytes` (rounded down to whole slots) of zeroed memory.
+    /// Maps `bytes` (rounded down to whole slots) of zeroed memory and touches all of it: taken once, at start, so that memory in use does
+    /// not creep up with the number of slots that ever were in use, and no receive meets a page fault.
     ///
     /// # Errors
     /// What `mmap` says, or `InvalidInput` for less than one slot.
@@ -46,24 +48,10 @@ impl Arena {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let length = slots as usize * SLOT_BYTES;
-        // SAFETY: a fresh private anonymous mapping, of a length above zero; no existing memory is named.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(address.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let pages = Pages::new(length)?;
         let handles = (0..slots).map(|_| Cell::new(0)).collect();
         let free = RefCell::new((0..slots).rev().collect());
-        Ok(Self(Rc::new(Mapping { base, handles, free })))
+        Ok(Self(Rc::new(Mapping { pages, handles, free })))
     }
 
     /// Takes a free slot, the one used last.
@@ -89,7 +77,7 @@ impl Arena {
     /// Where the mapping starts, for registering it.
     #[must_use]
     pub fn base(&self) -> *mut u8 {
-        self.0.base.as_ptr()
+        self.0.pages.base().as_ptr()
     }
 
     /// Takes back a slot lent with [`Slot::lend`]: the kernel has filled it, or will not touch it any more.
@@ -111,13 +99,6 @@ const LENT: u32 = u32::MAX;
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Arena").field("slots", &self.slots()).field("free", &self.free()).finish()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made in `Arena::new` with this base and length, and no handle is left that points into it.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.handles.len() * SLOT_BYTES) };
     }
 }
 
@@ -165,7 +146,7 @@ impl Slot {
 
     fn start(&self) -> NonNull<u8> {
         // SAFETY: `index` is below the number of slots, so the offset stays inside the mapping.
-        unsafe { self.mapping.base.add(self.index as usize * SLOT_BYTES) }
+        unsafe { self.mapping.pages.base().add(self.index as usize * SLOT_BYTES) }
     }
 
     fn whole(&self) -> &[u8] {

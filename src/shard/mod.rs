@@ -15,6 +15,7 @@ pub mod clock;
 pub mod core;
 pub mod inbox;
 pub mod io;
+mod pages;
 mod plan;
 pub mod ring;
 pub mod slab;

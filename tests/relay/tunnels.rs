@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::harness::destination::{check_pattern, send_pattern};
 use crate::harness::net::{End, connect, read_to_the_end, reset};
-use crate::harness::relay::{keygen, start_entry};
+use crate::harness::relay::{exit_arguments, keygen, start_entry, start_entry_with};
+use crate::harness::role::Role;
 use crate::harness::socks::Refusal;
 use crate::harness::traffic::{all_well, close_echo, download, in_turns, open_echo, round_trip, works};
 use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, WATCHDOG, await_some, heavy, quick, socks, within};
@@ -154,6 +155,34 @@ fn two_servers_with_one_key_both_serve_and_the_loss_of_either_is_survived() {
     relay.entry.await_state("no tunnel", |s| s.tunnels == 0);
     let refused = socks::open(relay.socks, origin.nth(0)).unwrap_err();
     assert!(matches!(refused, Refusal::Reply(1)), "{refused}");
+}
+
+#[test]
+fn a_server_that_dials_two_inter_servers_serves_each_and_the_loss_of_one_is_nothing_to_the_other() {
+    let options = Options::default();
+    let (_directory, key, mut first, first_socks, first_tunnel) = start_entry(&options);
+    let (second, second_socks, second_tunnel) = start_entry_with(&options, &key);
+    let exit_options = Options { exit: vec!["--dial".into(), second_tunnel.to_string()], ..options };
+    let exit = Role::start("server", &exit_arguments(&exit_options, first_tunnel, &key));
+    for entry in [&first, &second] {
+        entry.await_state("a tunnel", |s| s.tunnels >= 1);
+    }
+    let origin = Origin::new();
+    let mut bystander = open_echo(second_socks, origin.address()).unwrap();
+    for flow in 0..10u32 {
+        download(first_socks, &origin, origin.address(), flow, 100_000).unwrap();
+        download(second_socks, &origin, origin.address(), flow, 100_000).unwrap();
+    }
+    first.kill();
+    exit.await_state("the tunnels to the one that is left", |s| s.tunnels == second.state().tunnels);
+    round_trip(&mut bystander, b"still here").unwrap();
+    for flow in 0..10u32 {
+        download(second_socks, &origin, origin.address(), flow, 100_000).unwrap();
+    }
+    first.restart();
+    first.await_state("a tunnel again", |s| s.tunnels >= 1);
+    download(first_socks, &origin, origin.address(), 99, 100_000).unwrap();
+    close_echo(bystander).unwrap();
 }
 
 /// What strangers send: other protocols, the right start and then nonsense, and noise.

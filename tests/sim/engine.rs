@@ -464,7 +464,7 @@ impl Io for SimIo {
                 self.world.set_listener_owner(listener, Owner::Host(self.host));
                 self.insert(id, Socket::Listener { listener, accepts: VecDeque::new() });
             }
-            Handle::Connection(end) => {
+            Handle::Connection(end, _) => {
                 self.insert(id, Socket::Connection(Connection { end, receive: None, send: None, shut: false }));
                 self.ends.insert(end, id);
                 self.world.set_owner(end, Owner::Host(self.host));
@@ -480,7 +480,7 @@ impl Io for SimIo {
             Some(Socket::Connection(Connection { end, receive: None, send: None, .. })) => {
                 self.ends.remove(&end);
                 self.world.set_owner(end, Owner::Nobody);
-                handle(&self.world, Handle::Connection(end))
+                handle(&self.world, Handle::Connection(end, self.host))
             }
             other => panic!("socket {} cannot be detached: it is {other:?}", id.0),
         }

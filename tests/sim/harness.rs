@@ -162,6 +162,7 @@ impl Simulation {
         }
         self.processes[process].postboxes.clear();
         self.processes[process].control = None;
+        self.stage.world.close_in_transit(&self.processes[process].hosts);
     }
 
     fn hosts_of(&self, process: usize) -> impl Iterator<Item = &Host> {

@@ -458,3 +458,23 @@ fn an_exit_that_is_killed_and_started_again_serves_within_seconds() {
     assert_eq!(scene.record(again).received, 1_000);
     scene.conclude();
 }
+
+#[test]
+fn the_last_bytes_of_a_flow_arrive_although_its_tunnel_is_closed_behind_it() {
+    let mut scene = Scene::new(&Topology { max_tunnels: 1, ..Topology::PLAIN });
+    // One flow's client goes away, and its destination sends on: after half a minute of dropping that the tunnel is to be closed …
+    let endless = Pace { hold: 0, piece: 100, pause: SECOND };
+    scene.destination(at(1), Kind::Serves(Plan { write: endless, ..Plan::send(20_000) }));
+    let gone = Some(Abort { when: AbortWhen::Time(2 * SECOND), reset: true });
+    scene.client(at(1), Plan { finish: Finish::AfterEnd, abort: gone, ..Plan::send(1_000) });
+    // … as soon as the other has ended, and what that one says last is the end of its request.
+    scene.destination(at(2), Kind::Serves(Plan::send(1_000)));
+    let late = Pace { hold: 60 * SECOND, ..Pace::FULL };
+    let other = scene.client(at(2), Plan { begin: Begin::AfterEnd, write: late, ..Plan::send(30_000) });
+    scene.run(300 * SECOND);
+    let number = scene.record(other).from.unwrap();
+    let record = scene.record(number);
+    assert_eq!((record.received, record.ending), (30_000, Some(Ending::Fin)), "{record:?}");
+    scene.simulation.run_for(20 * SECOND);
+    finish(&scene.simulation);
+}

@@ -84,7 +84,8 @@ pub(crate) enum Read {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Handle {
     Listener(ListenerId),
-    Connection(EndId),
+    /// An end, and the host it came from.
+    Connection(EndId, usize),
 }
 
 /// The network. Cloning gives another handle on the same one.
@@ -330,6 +331,17 @@ impl World {
 
     pub(crate) fn register(&self, descriptor: RawFd, handle: Handle) {
         self.net().handles.insert(descriptor, handle);
+    }
+
+    /// What the kernel does with connections that were on their way from shard to shard when their process died.
+    pub(crate) fn close_in_transit(&self, hosts: &[usize]) {
+        let mut net = self.net();
+        let dead = |handle: &Handle| if let Handle::Connection(end, host) = handle { hosts.contains(host).then_some(*end) } else { None };
+        let ends: Vec<EndId> = net.handles.values().filter_map(dead).collect();
+        net.handles.retain(|_, handle| dead(handle).is_none());
+        for end in ends {
+            net.close(end, false);
+        }
     }
 
     pub(crate) fn redeem(&self, descriptor: RawFd) -> Option<Handle> {

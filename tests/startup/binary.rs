@@ -1,5 +1,6 @@
 //! The same on the real binary: one line, exit status 1, no panic.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -50,9 +51,19 @@ impl Installed {
     }
 }
 
+/// A child of a test beside this one can hold the fresh copy open for writing, between its fork and its exec: then it is busy for a moment.
+fn output(command: &mut Command) -> Output {
+    loop {
+        match command.output() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            output => return output.unwrap(),
+        }
+    }
+}
+
 /// What went to standard error, which is one line, after an end with status 1.
 fn only_line(mut command: Command) -> String {
-    let Output { status, stderr, .. } = command.output().unwrap();
+    let Output { status, stderr, .. } = output(&mut command);
     let text = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(1), "{text}");
     assert_eq!(text.lines().count(), 1, "one line is wanted:\n{text}");
@@ -62,7 +73,7 @@ fn only_line(mut command: Command) -> String {
 
 /// The row that `doctor` prints, which must also end with status 1.
 fn doctors_finding(mut command: Command) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    let Output { status, stdout, stderr } = output(&mut command);
     let text = String::from_utf8(stdout).unwrap();
     assert_eq!(status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&stderr));
     assert!(text.lines().any(|line| line.starts_with("FAIL") && line.contains("io_uring")), "{text}");

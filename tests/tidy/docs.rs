@@ -8,7 +8,7 @@ use crate::tree::{File, pages, read, root, sources};
 const PAGES: &[&str] = &["ARCHITECTURE", "PROTOCOL", "DECISIONS", "SPECIFICATION", "SECURITY", "HACKING", "CHANGELOG"];
 
 /// What a path of this project begins with.
-const FOLDERS: &[&str] = &["src/", "tests/", "docs/", "fuzz/", ".ci/", ".cargo/"];
+const FOLDERS: &[&str] = &["src/", "tests/", "docs/", "fuzz/", "loadgen/", "benches/", ".ci/", ".cargo/"];
 
 #[test]
 fn readme_begins_with_the_two_commands_that_ci_runs() {
@@ -74,7 +74,9 @@ fn readme_names_every_module() {
 #[test]
 fn flags_named_in_docs_exist() {
     let cli = read("src/cli.rs").text;
-    let known = |flag: &str| cli.contains(&format!("\"{flag}\"")) || OTHERS_FLAGS.contains(&flag);
+    let loadgen = read("loadgen/src/cli.rs").text;
+    let ours = |flag: &str| cli.contains(&format!("\"{flag}\"")) || loadgen.contains(&format!(" {}:", flag.replace('-', "_")));
+    let known = |flag: &str| ours(flag) || OTHERS_FLAGS.contains(&flag);
     let mut wrong = Vec::new();
     for page in pages() {
         for (at, _) in page.text.match_indices("--") {

@@ -12,6 +12,7 @@ const UNSAFE: &[(&str, &str, &str)] = &[
     ("src/shard/ring/lost.rs", "unsafe", "poll and TCP_INFO"),
     ("src/shard/ring/mod.rs", "unsafe", "memory that operations name"),
     ("src/shard/ring/options.rs", "unsafe", "a socket option that socket2 does not know"),
+    ("src/shard/pages.rs", "unsafe", "a mapping"),
     ("src/shard/ring/posted.rs", "unsafe", "the buffer ring's page"),
     ("src/shard/ring/queue.rs", "unsafe", "pushing entries"),
     ("src/shard/startup.rs", "unsafe", "pushing the probe's no-op"),

@@ -70,13 +70,16 @@ fn rust_version() -> String {
 }
 
 fn rust_files() -> Vec<File> {
-    ["src", "tests", "fuzz"].iter().flat_map(|folder| files(folder, ".rs")).collect()
+    ["src", "tests", "fuzz", "loadgen"].iter().flat_map(|folder| files(folder, ".rs")).collect()
 }
 
 fn everything() -> Vec<File> {
     let endings = [".rs", ".md", ".sh", ".toml", ".py"];
-    let mut all: Vec<_> =
-        ["src", "tests", "fuzz", "docs"].iter().flat_map(|folder| endings.map(|ending| files(folder, ending))).flatten().collect();
+    let mut all: Vec<_> = ["src", "tests", "fuzz", "docs", "loadgen", "benches"]
+        .iter()
+        .flat_map(|folder| endings.map(|ending| files(folder, ending)))
+        .flatten()
+        .collect();
     all.extend(["README.md", "Cargo.toml", ".clippy.toml", ".ci/run"].map(read));
     all
 }

@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::IoUring;
@@ -14,6 +13,7 @@ use io_uring::types::BufRingEntry;
 
 use crate::limits::SLOT_DATA;
 use crate::shard::buffers::{Arena, Slot};
+use crate::shard::pages::Pages;
 
 /// The one buffer group there is.
 pub(super) const GROUP: u16 = 0;
@@ -24,7 +24,7 @@ pub(super) const DATA: u32 = SLOT_DATA as u32;
 
 /// The slots lent to the kernel.
 pub(super) struct Posted {
-    entries: Option<Page>,
+    entries: Option<Pages>,
     /// Slot by entry number.
     slots: Box<[u32]>,
     /// Entry numbers not in use.
@@ -36,8 +36,8 @@ pub(super) struct Posted {
 impl Posted {
     /// Registers a ring of `count` entries (a power of two), none posted yet.
     pub(super) fn register(uring: &IoUring, count: u16, arena: Arena) -> io::Result<Self> {
-        let page = Page::new(usize::from(count) * size_of::<BufRingEntry>())?;
-        let address = page.base.as_ptr() as u64;
+        let page = Pages::new(usize::from(count) * size_of::<BufRingEntry>())?;
+        let address = page.base().as_ptr() as u64;
         // SAFETY: the page is zeroed, page aligned, large enough for `count` entries, and outlives the registration: it is unmapped
         // only when the ring is closed, or never (see `forget_memory`).
         unsafe { uring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }?;
@@ -61,7 +61,7 @@ impl Posted {
             self.slots[usize::from(number)] = index;
             let place = usize::from(self.tail) & (self.slots.len() - 1);
             // SAFETY: `place` is below the number of entries, so the entry lies in the page.
-            let entry = unsafe { page.base.cast::<BufRingEntry>().add(place).as_ptr() };
+            let entry = unsafe { page.base().cast::<BufRingEntry>().add(place).as_ptr() };
             // SAFETY: the entry is behind the tail that the kernel knows, so the kernel does not look at it now; zeroed or written
             // before, it is valid, and nothing else refers to it.
             let entry = unsafe { &mut *entry };
@@ -71,7 +71,7 @@ impl Posted {
             self.tail = self.tail.wrapping_add(1);
         }
         if self.tail != before {
-            page.publish(self.tail);
+            publish(page, self.tail);
         }
     }
 
@@ -108,46 +108,12 @@ impl fmt::Debug for Posted {
     }
 }
 
-/// Memory that starts on a page, as the kernel wants it.
-struct Page {
-    base: NonNull<u8>,
-    length: usize,
-}
-
-impl Page {
-    fn new(length: usize) -> io::Result<Self> {
-        // SAFETY: a fresh private anonymous mapping; no existing memory is named.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(address.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, length })
-    }
-
-    /// Lets the kernel see the entries before `tail`.
-    fn publish(&self, tail: u16) {
-        // SAFETY: the page starts with an entry, whose spare field is the ring's tail.
-        let address = unsafe { BufRingEntry::tail(self.base.as_ptr().cast()) };
-        // SAFETY: the field is aligned, inside the page, and from now on accessed by us only through this atomic and by the kernel.
-        let shared = unsafe { AtomicU16::from_ptr(address.cast_mut()) };
-        // Release: the entries are written before the kernel sees the tail.
-        shared.store(tail, Ordering::Release);
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: made in `new` with this base and length, and nothing refers to it any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
-    }
+/// Lets the kernel see the entries before `tail`.
+fn publish(page: &Pages, tail: u16) {
+    // SAFETY: the page starts with an entry, whose spare field is the ring's tail.
+    let address = unsafe { BufRingEntry::tail(page.base().as_ptr().cast()) };
+    // SAFETY: the field is aligned, inside the page, and from now on accessed by us only through this atomic and by the kernel.
+    let shared = unsafe { AtomicU16::from_ptr(address.cast_mut()) };
+    // Release: the entries are written before the kernel sees the tail.
+    shared.store(tail, Ordering::Release);
 }

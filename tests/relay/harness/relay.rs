@@ -145,14 +145,20 @@ pub(crate) fn start_entry(options: &Options) -> (TempDir, PathBuf, Role, SocketA
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("key");
     keygen(&key);
+    let (entry, socks, tunnel) = start_entry_with(options, &key);
+    (directory, key, entry, socks, tunnel)
+}
+
+/// The same with a key that there is already: the role, where clients go, where servers log in.
+pub(crate) fn start_entry_with(options: &Options, key: &Path) -> (Role, SocketAddr, SocketAddr) {
     for _ in 0..5 {
         let (socks, tunnel) = (free_address(), free_address());
-        let mut entry = Role::start("inter-server", &entry_arguments(options, tunnel, socks, &key));
+        let mut entry = Role::start("inter-server", &entry_arguments(options, tunnel, socks, key));
         let up = await_some("the inter-server to listen", WATCHDOG, || {
             entry.ended().map(|_| false).or_else(|| (listens(socks) && listens(tunnel)).then_some(true))
         });
         if up {
-            return (directory, key, entry, socks, tunnel);
+            return (entry, socks, tunnel);
         }
         let log = entry.log().join("\n");
         assert!(log.to_lowercase().contains("in use"), "the inter-server ended: {log}");
