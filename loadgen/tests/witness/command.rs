@@ -56,6 +56,18 @@ fn a_comparison_starts_its_targets_and_can_be_shown_again_from_what_it_kept() {
 }
 
 #[test]
+fn the_kept_tables_are_those_of_the_kept_numbers() {
+    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks");
+    let folders: Vec<_> = std::fs::read_dir(&runs).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    assert!(!folders.is_empty(), "no run is kept in {}", runs.display());
+    for folder in folders {
+        let table = loadgen::table::table(&Record::load(&folder.join("run.json")).unwrap());
+        let kept = std::fs::read_to_string(folder.join("table.md")).unwrap();
+        assert_eq!(kept.trim_end(), table.trim_end(), "loadgen table {0}/run.json > {0}/table.md", folder.display());
+    }
+}
+
+#[test]
 fn the_debug_build_and_the_shared_core_are_warned_of() {
     let machine = loadgen::machine::Machine { cores: 2, ..Default::default() };
     let doubts = machine.doubts(&[0], Some(0)).join("\n");
