@@ -117,13 +117,10 @@ impl InterServer {
             return None;
         }
         let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| {
-            !tunnel.retired
-                && tunnel.link.has_room()
-                && !tunnel.link.is_blocked()
-                && tunnel.link.discarding_since().is_none()
-                && tunnel.link.is_free(destination)
+            !tunnel.retired && tunnel.link.has_room() && !tunnel.link.is_blocked() && tunnel.link.is_free(destination)
         });
-        usable.min_by_key(|(_, tunnel)| tunnel.link.flows()).map(|(key, _)| key)
+        // One on which replies are being dropped will be retired if that goes on, so it is taken only where there is no other.
+        usable.min_by_key(|(_, tunnel)| (tunnel.link.discarding_since().is_some(), tunnel.link.flows())).map(|(key, _)| key)
     }
 
     /// Another shard may have what this one lacks. Gives the client back if it stays.

@@ -9,6 +9,21 @@ use crate::harness::net::{connect, free_address, read_to_the_end, reset};
 use crate::harness::traffic::{all_well, close_echo, download, in_parallel, in_turns, open_echo, round_trip, works};
 use crate::harness::{Options, Origin, Relay, Role, WATCHDOG, await_some, heavy, quick, socks};
 
+#[test]
+fn both_roles_stay_within_64_mebibytes_while_they_are_busy() {
+    let _alone = heavy();
+    let (relay, origin) = (Relay::usual(), Origin::everywhere());
+    all_well(&in_parallel(64, |i| {
+        let flow = u32::try_from(i).unwrap();
+        download(relay.socks, &origin, origin.nth(i), flow, 2_000_000)
+    }));
+    for (name, role) in [("inter-server", &relay.entry), ("server", &relay.exit)] {
+        let peak = role.peak_memory_kib();
+        assert!(peak <= 64 << 10, "{name}: {peak} KiB at its peak");
+    }
+    relay.at_rest();
+}
+
 /// Opens flows without rest for a while, on many threads; whatever happens to them is fine.
 fn press(entry: SocketAddr, to: SocketAddr, stop: &AtomicBool, tries: &AtomicUsize) {
     while !stop.load(Ordering::SeqCst) {
