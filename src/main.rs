@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use zhwkprox::cli::{self, Command, Stop, Typed};
 use zhwkprox::config::{self, Config, ConfigError};
 use zhwkprox::exit::Failure;
-use zhwkprox::{demo, doctor, run};
+use zhwkprox::{demo, doctor, rlimits, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    rlimits::refuse_huge_pages();
     let done = match cli::parse(std::env::args_os()) {
         Ok(Command::Keygen(typed)) => keygen(&typed),
         Ok(Command::Doctor) => doctor(),

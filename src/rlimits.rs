@@ -1,5 +1,5 @@
-//! The process's limits: descriptors are raised as far as they go, locked memory is read to explain a failure.
-#![expect(unsafe_code, reason = "std has no getrlimit")]
+//! What the process may use: descriptors are raised as far as they go, locked memory is read to explain a failure, huge pages are refused.
+#![expect(unsafe_code, reason = "std has no getrlimit and no prctl")]
 
 use std::io;
 
@@ -18,6 +18,15 @@ pub fn raise_nofile() -> io::Result<(u64, u64)> {
         }
     }
     Ok((before, limit.rlim_cur))
+}
+
+/// Has the kernel back the process by small pages from here on. The allocator asks for huge ones, and a heap of a few chunks then grows in
+/// steps of 2 MiB, most of it never used. Where the kernel does not know this, nothing is lost.
+pub fn refuse_huge_pages() {
+    const ON: libc::c_ulong = 1;
+    const UNUSED: libc::c_ulong = 0;
+    // SAFETY: takes integers only and touches no memory.
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, ON, UNUSED, UNUSED, UNUSED) };
 }
 
 /// Soft and hard limit of descriptors.

@@ -28,13 +28,15 @@ pub(crate) struct Options {
 }
 
 impl Default for Options {
+    /// One shard on each role, or with `ZHWKPROX_TWO_SHARDS` two: so that every test can be run again with them.
     fn default() -> Self {
+        let cores = if std::env::var_os("ZHWKPROX_TWO_SHARDS").is_some() { "0,1" } else { "0" };
         Self {
             allow: vec!["127.0.0.0/8".into(), "::1/128".into()],
             entry: Vec::new(),
             exit: Vec::new(),
-            entry_cores: "0".into(),
-            exit_cores: "0".into(),
+            entry_cores: cores.into(),
+            exit_cores: cores.into(),
         }
     }
 }
