@@ -1,4 +1,5 @@
-//! Two shards on each role: a representative part of the same scenarios, and clients that are handed to the shard with the tunnel.
+//! Two shards on each role: a part of the same scenarios, and clients that are handed to the shard with the tunnel. All the others run
+//! again with two shards where `ZHWKPROX_TWO_SHARDS` is set.
 
 use std::time::Duration;
 
@@ -91,9 +92,7 @@ fn with_one_tunnel_the_other_shards_clients_are_handed_over() {
     if !two_cores() {
         return;
     }
-    let mut options = two().exit(&["--max-tunnels", "1"]);
-    "0".clone_into(&mut options.exit_cores);
-    let relay = Relay::start(&options);
+    let relay = Relay::start(&two().one_tunnel());
     let before = relay.at_rest();
     assert_eq!((before.0.tunnels, before.0.shards, before.1.shards), (1, 2, 1));
     let origin = Origin::everywhere();

@@ -13,7 +13,7 @@ use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, WATCHDOG, aw
 const SEED: u64 = 82;
 
 fn one_tunnel() -> Options {
-    Options::default().exit(&["--max-tunnels", "1"])
+    Options::default().one_tunnel()
 }
 
 #[test]

@@ -65,6 +65,12 @@ impl Options {
         self
     }
 
+    /// One tunnel in all, however many shards the inter-server has.
+    pub(crate) fn one_tunnel(mut self) -> Self {
+        "0".clone_into(&mut self.exit_cores);
+        self.exit(&["--max-tunnels", "1"])
+    }
+
     /// Two shards on each role.
     pub(crate) fn two_shards(mut self) -> Self {
         "0,1".clone_into(&mut self.entry_cores);
