@@ -44,7 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("doctor", &["exit", "limits", "rlimits", "shard"]),
-    ("main", &["cli", "config", "demo", "doctor", "exit", "run"]),
+    ("main", &["cli", "config", "demo", "doctor", "exit", "rlimits", "run"]),
 ];
 
 /// Arrows narrower than a module: only this file may use that.
