@@ -38,7 +38,9 @@ fn echoes_of_any_size_come_back_from_many_destinations() {
         let outcome = through_socks(Workload::Echo, |spec| {
             (spec.size, spec.flows, spec.destinations) = (size, 30, Destinations::Here(10));
         });
-        assert_eq!(outcome.latency.unwrap().count, outcome.operations, "{size} bytes");
+        // Each is counted where it ends, and the window's edges are seen by the threads a moment apart: at either edge a flow has one at most.
+        let apart = outcome.latency.unwrap().count.abs_diff(outcome.operations);
+        assert!(outcome.operations > 0 && apart <= 2 * 30, "{size} bytes: {apart} of {} without a time", outcome.operations);
     }
 }
 
