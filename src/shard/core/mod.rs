@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::event::{Closing, Event, Incoming, Owner};
-use self::sockets::Entry;
+use self::sockets::{Entry, Life};
 use super::board::Board;
 use super::buffers::Arena;
 use super::inbox::{Message, Postbox, ToControl};
@@ -167,7 +167,9 @@ impl Core {
         state.slots_in_use = count(self.arena.slots().saturating_sub(self.io.slots_available()));
         state.parked = count(self.parked_count);
         state.timers = count(self.timers.len());
-        state.sockets = count(self.in_use);
+        // The places that accepts are to fill have no descriptor yet.
+        let open = |entry: &&Entry| matches!(entry.life, Life::Connecting | Life::Open);
+        state.sockets = count(self.entries.iter().filter(open).count());
         state.stale_completions = self.stale;
         state.handed_over = self.handed_over;
     }
