@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::jail;
+use crate::{copy_for_everybody, jail};
 
 /// A user that nobody is.
 const SOMEBODY: u32 = 61_004;
@@ -20,11 +20,7 @@ struct Installed {
 /// The binary and a key where any user can read them.
 fn install() -> Installed {
     let folder = tempfile::tempdir().unwrap();
-    let binary = folder.path().join("zhwkprox");
-    std::fs::copy(env!("CARGO_BIN_EXE_zhwkprox"), &binary).unwrap();
-    for path in [folder.path(), &binary] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    let binary = copy_for_everybody(Path::new(env!("CARGO_BIN_EXE_zhwkprox")), folder.path());
     Installed { folder, binary }
 }
 

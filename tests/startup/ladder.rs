@@ -1,11 +1,10 @@
 //! The library's ladder: each test starts itself again as a child under its circumstance, and the child prints the error.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use zhwkprox::shard::startup;
 
-use crate::jail;
+use crate::{copy_for_everybody, jail};
 
 /// Set in the child.
 const CHILD: &str = "ZHWKPROX_TEST_CHILD";
@@ -22,12 +21,7 @@ fn said(test: &str, prepare: impl FnOnce(&mut Command)) -> Option<String> {
     }
     // A copy, because another user may not reach the build's folder.
     let folder = tempfile::tempdir().unwrap();
-    let copy = folder.path().join("ladder");
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-    for path in [folder.path(), &copy] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = Command::new(copy);
+    let mut command = Command::new(copy_for_everybody(&std::env::current_exe().unwrap(), folder.path()));
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1").current_dir("/");
     prepare(&mut command);
     let Output { status, stdout, stderr } = command.output().unwrap();
