@@ -17,6 +17,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::super::LINK_TIMER;
 use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
 use crate::protocol::v80::Profile;
@@ -27,8 +28,7 @@ use crate::shard::slab::Key;
 use crate::shard::time::Time;
 use crate::shard::timers::TimerId;
 
-/// The tunnel's timer for everything in here, as [`crate::shard::core::Event::Timer`] names it.
-pub const ORIGINAL: u8 = 3;
+
 
 /// Ends of ours that are remembered, so that late data can be told from a new flow in the log.
 const ENDS_REMEMBERED: usize = 16;
@@ -223,7 +223,7 @@ impl Original {
         self.cancel_timer(core);
         self.timer = wanted.map(|at| {
             let after = at.since(core.now());
-            (at, core.set_timer(after, Owner::Tunnel(tunnel), ORIGINAL))
+            (at, core.set_timer(after, Owner::Tunnel(tunnel), LINK_TIMER))
         });
     }
 
