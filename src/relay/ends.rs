@@ -3,9 +3,9 @@
 use tracing::debug;
 
 use super::{Flow, Lost, Relay, WATCH};
-use crate::link::Reset;
+use crate::link::{Reset, Why};
 use crate::mutants::{self, Mutant};
-use crate::protocol::v80::Side;
+use crate::protocol::Side;
 use crate::shard::core::{Closing, Core};
 use crate::shard::slab::Key;
 
@@ -58,12 +58,12 @@ impl<E> Relay<E> {
         self.mark_dirty(flow);
     }
 
-    /// Gives a flow up, whatever its state: the peer is told as far as 0x80 can say it, the connection is reset.
-    /// `is_broken`: the connection failed, and did not just take too long. `Some`: the tunnel had to end.
-    pub fn give_up(&mut self, core: &mut Core, flow: Key, is_broken: bool) -> Option<Lost> {
+    /// Gives a flow up, whatever its state: the peer is told as far as the protocol can say it, the connection is reset. `Some`: the tunnel
+    /// had to end.
+    pub fn give_up(&mut self, core: &mut Core, flow: Key, why: Why) -> Option<Lost> {
         let here = self.flows.get_mut(flow)?;
-        let (tunnel, destination) = (here.tunnel.take(), here.destination);
-        let unfinished = is_broken
+        let (tunnel, handle) = (here.tunnel.take(), here.handle);
+        let unfinished = why == Why::Broken
             && match self.side {
                 // One of the ends is missing, or there would be no tunnel: a request that was cut, or a reply that nobody takes.
                 Side::Entry => true,
@@ -73,7 +73,7 @@ impl<E> Relay<E> {
         self.remove_flow(core, flow, Closing::Reset);
         let tunnel = tunnel?;
         let place = self.tunnels.get_mut(tunnel)?;
-        let lost = match place.link.reset(destination, unfinished, core.now()) {
+        let lost = match place.link.reset(handle, why, unfinished, core.now()) {
             Reset::TunnelMustEnd if !self.begin_end(core, tunnel) => self.end_tunnel(core, tunnel, Closing::Graceful),
             Reset::TunnelMustEnd | Reset::Told => None,
         };
@@ -84,17 +84,37 @@ impl<E> Relay<E> {
         lost
     }
 
-    /// Takes a flow that nothing has touched out of the relay, to be opened again elsewhere. Its socket stays open.
+    /// Takes a flow out of the relay, to be opened again elsewhere or answered. Its socket stays open.
     pub fn take_back(&mut self, core: &mut Core, flow: Key) -> Option<Flow<E>> {
         let mut here = self.flows.remove(flow)?;
+        self.held -= here.outbox.bytes();
         core.cancel_timer(&mut here.timer);
         if let Some(tunnel) = here.tunnel
             && let Some(place) = self.tunnels.get_mut(tunnel)
         {
-            let _told = place.link.reset(here.destination, false, core.now());
+            let _told = place.link.reset(here.handle, Why::Cancelled, false, core.now());
             self.touch(core, tunnel);
         }
         Some(here)
+    }
+
+    /// The peer has given the flow up: what came before is still written, then its connection is reset. What was on its way to the peer is
+    /// nobody's any more.
+    pub(super) fn on_reset(&mut self, core: &mut Core, flow: Key, code: u8) {
+        debug!(flow = ?flow, "reset by the peer: {code:#04x}");
+        self.cut(core, flow);
+    }
+
+    /// Ends a flow that is on no tunnel any more and not whole.
+    pub(super) fn cut(&mut self, core: &mut Core, flow: Key) {
+        let Some(here) = self.flows.get_mut(flow) else { return };
+        here.tunnel = None;
+        if here.socket.is_none() {
+            return self.remove_flow(core, flow, Closing::Reset);
+        }
+        here.is_cut = true;
+        self.watch(core, flow);
+        self.mark_dirty(flow);
     }
 
     /// A flow's timer has fired: its patience is at an end, or it has moved since. `Some`: its tunnel was lost with it.
@@ -104,7 +124,7 @@ impl<E> Relay<E> {
         let limit = here.limit(&self.patience)?;
         if core.now().since(here.last_progress) >= limit {
             debug!(flow = ?flow, ?limit, "ended: no progress");
-            return self.give_up(core, flow, false);
+            return self.give_up(core, flow, Why::NoProgress);
         }
         self.watch(core, flow);
         None
@@ -126,6 +146,10 @@ impl<E> Relay<E> {
         let Some(mut here) = self.flows.remove(flow) else { return };
         if !mutants::on(Mutant::TimerAfterClose) {
             core.cancel_timer(&mut here.timer);
+        }
+        self.held -= here.outbox.bytes();
+        if let Some(place) = self.tunnels.get_mut(here.origin) {
+            place.link.on_gone();
         }
         match here.socket {
             Some(socket) => core.close(socket, how),

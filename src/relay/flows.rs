@@ -1,5 +1,6 @@
 //! Flows from their opening on: bytes between the connection and the tunnel, each side waiting for the other's room.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing::debug;
@@ -7,41 +8,58 @@ use tracing::debug;
 use super::{Flow, Lost, Reading, Relay};
 use crate::limits;
 use crate::outbox::Outbox;
-use crate::protocol::v80::frame::Destination;
+use crate::link::{Busy, Handle, Why};
+use crate::protocol::socks5::Target;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Incoming, Owner};
 use crate::shard::io::Errno;
 use crate::shard::slab::Key;
+use crate::shard::time::Time;
 
 impl<E> Relay<E> {
-    /// Adds a flow over a connection, or one whose connection comes later ([`Relay::connected`]); the caller has its key taken on the
-    /// tunnel's link next.
-    pub fn add_flow(&mut self, core: &mut Core, tunnel: Key, destination: Destination, socket: Option<Key>, extra: E) -> Key {
-        let flow = self.flows.insert(Flow {
-            tunnel: Some(tunnel),
-            destination,
-            socket,
-            is_held: false,
-            has_sent: false,
-            has_received: false,
-            extra,
-            outbox: Outbox::default(),
-            reading: Reading::Off,
-            own_end: false,
-            peer_end: false,
-            is_deaf: false,
-            blocking_since: None,
-            last_progress: core.now(),
-            timer: None,
-            is_dirty: false,
-        });
-        if let Some(socket) = socket {
-            core.set_owner(socket, Owner::Flow(flow));
+    /// Opens a flow over a client's connection (entry).
+    ///
+    /// # Errors
+    /// [`Busy`] with what was given where the tunnel cannot take it: nothing has happened.
+    pub fn open_flow(&mut self, core: &mut Core, tunnel: Key, target: &Target, socket: Key, extra: E) -> Result<Key, (Busy, E)> {
+        let Some(place) = self.tunnels.get_mut(tunnel) else { return Err((Busy, extra)) };
+        let is_opened = !place.link.has_windows();
+        // Its name is not known before the flow is, and the other way round.
+        let unnamed = Handle::Stream(0);
+        let flow = self.flows.insert(Flow::new(tunnel, unnamed, Some(socket), is_opened, extra, core.now()));
+        let opened = place.link.open(target, flow, core.now());
+        match opened {
+            Ok(handle) => {
+                if let Some(here) = self.flows.get_mut(flow) {
+                    here.handle = handle;
+                }
+                place.has_carried = true;
+                core.set_owner(socket, Owner::Flow(flow));
+                self.touch(core, tunnel);
+                Ok(flow)
+            }
+            Err(busy) => Err((busy, self.flows.remove(flow).expect("inserted above").extra)),
         }
+    }
+
+    /// Takes a flow that the peer has opened (exit). Its connection comes later ([`Relay::connected`]).
+    pub fn accept_flow(&mut self, core: &mut Core, tunnel: Key, handle: Handle, extra: E) -> Key {
+        let flow = self.flows.insert(Flow::new(tunnel, handle, None, true, extra, core.now()));
         if let Some(place) = self.tunnels.get_mut(tunnel) {
+            place.link.attach(handle, flow);
             place.has_carried = true;
         }
+        self.touch(core, tunnel);
         flow
+    }
+
+    /// Takes no flow of what the peer wanted to open (exit).
+    pub fn refuse(&mut self, core: &mut Core, tunnel: Key, handle: Handle, why: Why) {
+        if let Some(place) = self.tunnels.get_mut(tunnel) {
+            place.link.refuse(handle, why, core.now());
+            place.link.on_gone();
+        }
+        self.touch(core, tunnel);
     }
 
     /// Sets the flow's one timer; the role's timers are numbered from [`super::FIRST_ROLE_TIMER`].
@@ -63,15 +81,24 @@ impl<E> Relay<E> {
     /// Lets the flow go on with an outbox in which something may be under way.
     pub fn put_outbox(&mut self, flow: Key, outbox: Outbox) {
         if let Some(here) = self.flows.get_mut(flow) {
+            here.own_bytes = outbox.bytes();
+            self.held += outbox.bytes();
             here.outbox = outbox;
             self.mark_dirty(flow);
         }
     }
 
     /// The connection of a flow that waited for it: what has queued up leaves, and it is read.
-    pub fn connected(&mut self, core: &mut Core, flow: Key, socket: Key) {
+    pub fn connected(&mut self, core: &mut Core, flow: Key, socket: Key, bound: Option<SocketAddr>) {
         let Some(here) = self.flows.get_mut(flow) else { return core.close(socket, Closing::Reset) };
         here.socket = Some(socket);
+        let (tunnel, handle) = (here.tunnel, here.handle);
+        if let Some(tunnel) = tunnel
+            && let Some(place) = self.tunnels.get_mut(tunnel)
+        {
+            place.link.opened(handle, bound);
+            self.touch(core, tunnel);
+        }
         core.set_owner(socket, Owner::Flow(flow));
         self.start(core, flow);
     }
@@ -95,6 +122,8 @@ impl<E> Relay<E> {
     /// Queues bytes of the role's own for the flow's connection (a SOCKS5 reply).
     pub fn write(&mut self, flow: Key, bytes: &[u8]) {
         if let Some(here) = self.flows.get_mut(flow) {
+            here.own_bytes += bytes.len();
+            self.held += bytes.len();
             here.outbox.push(Chunk::copy_of(bytes));
             self.mark_dirty(flow);
         }
@@ -103,12 +132,12 @@ impl<E> Relay<E> {
     /// Sends bytes as if they had been received from the flow's connection.
     pub fn send(&mut self, core: &mut Core, flow: Key, chunk: Chunk) {
         let Some(here) = self.flows.get_mut(flow) else { return };
-        let (tunnel, destination) = (here.tunnel, here.destination);
+        let (tunnel, handle) = (here.tunnel, here.handle);
         here.has_sent = true;
         if let Some(tunnel) = tunnel
             && let Some(place) = self.tunnels.get_mut(tunnel)
         {
-            place.link.send(destination, chunk);
+            place.link.send(handle, chunk);
             self.touch(core, tunnel);
         }
     }
@@ -130,11 +159,11 @@ impl<E> Relay<E> {
                 here.reading = Reading::Ended;
                 here.own_end = true;
                 here.is_deaf = false;
-                let (tunnel, destination) = (here.tunnel, here.destination);
+                let (tunnel, handle) = (here.tunnel, here.handle);
                 if let Some(tunnel) = tunnel
                     && let Some(place) = self.tunnels.get_mut(tunnel)
                 {
-                    here.peer_end |= place.link.finish(destination, core.now());
+                    here.peer_end |= place.link.finish(handle, core.now());
                     self.touch(core, tunnel);
                 }
                 self.after_end(core, flow);
@@ -142,7 +171,7 @@ impl<E> Relay<E> {
             }
             Incoming::Failed(error) => {
                 debug!(flow = ?flow, %error, "connection failed");
-                self.give_up(core, flow, true)
+                self.give_up(core, flow, Why::Broken)
             }
         }
     }
@@ -154,6 +183,7 @@ impl<E> Relay<E> {
             Ok(count) => {
                 if count > 0 {
                     here.last_progress = core.now();
+                    self.on_written(core, flow, count);
                 }
                 self.unblock_if_drained(core, flow);
                 self.flush_flow(core, flow);
@@ -161,8 +191,25 @@ impl<E> Relay<E> {
             }
             Err(error) => {
                 debug!(flow = ?flow, %error, "connection failed");
-                self.give_up(core, flow, true)
+                self.give_up(core, flow, Why::Broken)
             }
+        }
+    }
+
+    /// Bytes have left towards the connection.
+    fn on_written(&mut self, core: &mut Core, flow: Key, count: usize) {
+        self.held -= count;
+        let Some(here) = self.flows.get_mut(flow) else { return };
+        let own = here.own_bytes.min(count);
+        here.own_bytes -= own;
+        let (tunnel, handle) = (here.tunnel, here.handle);
+        if count > own
+            && let Some(tunnel) = tunnel
+            && let Some(place) = self.tunnels.get_mut(tunnel)
+            && place.link.has_windows()
+        {
+            place.link.on_taken(handle, count - own, core.now());
+            self.touch(core, tunnel);
         }
     }
 
@@ -170,12 +217,15 @@ impl<E> Relay<E> {
         let Some(here) = self.flows.get_mut(flow) else { return };
         here.has_received = true;
         here.last_progress = core.now();
+        self.held += chunk.len();
         here.outbox.push(chunk);
-        if here.outbox.bytes() > limits::QUEUE_BYTES && here.blocking_since.is_none() {
+        if here.outbox.bytes() > limits::QUEUE_BYTES
+            && here.blocking_since.is_none()
+            && let Some(place) = self.tunnels.get_mut(tunnel)
+            && !place.link.has_windows()
+        {
             here.blocking_since = Some(core.now());
-            if let Some(place) = self.tunnels.get_mut(tunnel) {
-                place.link.block();
-            }
+            place.link.block();
         }
         self.mark_dirty(flow);
     }
@@ -195,7 +245,7 @@ impl<E> Relay<E> {
         let Some(place) = self.tunnels.get_mut(tunnel) else { return };
         place.link.unblock();
         if !place.link.is_blocked() {
-            core.receive(place.link.socket());
+            place.link.receive(core);
         }
         self.touch(core, tunnel);
     }
@@ -213,12 +263,52 @@ impl<E> Relay<E> {
             return;
         }
         let Some(place) = here.tunnel.and_then(|tunnel| self.tunnels.get_mut(tunnel)) else { return };
-        if place.link.has_room() {
+        let allowance = place.link.allowance(here.handle);
+        if allowance == 0 {
+            here.reading = Reading::WaitingForCredit;
+        } else if place.link.has_room() {
             here.reading = Reading::Armed;
-            core.receive(socket);
+            core.receive_at_most(socket, u32::try_from(allowance).unwrap_or(u32::MAX));
         } else {
             here.reading = Reading::WaitingForRoom;
             place.link.wait_for_room(flow);
+        }
+    }
+
+    /// The flow may send again.
+    pub(super) fn on_credit(&mut self, core: &mut Core, flow: Key) {
+        if let Some(here) = self.flows.get_mut(flow)
+            && here.reading == Reading::WaitingForCredit
+        {
+            here.reading = Reading::Off;
+            self.read_on(core, flow);
+        }
+    }
+}
+
+impl<E> Flow<E> {
+    fn new(tunnel: Key, handle: Handle, socket: Option<Key>, is_opened: bool, extra: E, now: Time) -> Self {
+        Self {
+            tunnel: Some(tunnel),
+            handle,
+            origin: tunnel,
+            socket,
+            is_held: false,
+            has_sent: false,
+            has_received: false,
+            is_opened,
+            extra,
+            outbox: Outbox::default(),
+            reading: Reading::Off,
+            own_end: false,
+            peer_end: false,
+            own_bytes: 0,
+            is_cut: false,
+            is_deaf: false,
+            blocking_since: None,
+            last_progress: now,
+            timer: None,
+            is_dirty: false,
         }
     }
 }

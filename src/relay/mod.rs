@@ -19,12 +19,16 @@ mod ends;
 mod flows;
 mod tunnels;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::link::{Link, ORIGINAL};
+use tracing::debug;
+
+use crate::limits;
+use crate::link::{Handle, LINK_TIMER, Link, Pressure, Why};
 use crate::outbox::Outbox;
-use crate::protocol::v80::Side;
-use crate::protocol::v80::frame::Destination;
+use crate::protocol::Side;
+use crate::protocol::socks5::Target;
 use crate::shard::core::{Closing, Core};
 use crate::shard::slab::{GenSlab, Key};
 use crate::shard::state::State;
@@ -39,7 +43,7 @@ pub const FIRST_ROLE_TIMER: u8 = 16;
 const BLOCKED: u8 = 1;
 const DISCARDING: u8 = 2;
 const ENDING: u8 = 4;
-const _: () = assert!(ORIGINAL > DISCARDING && ORIGINAL < ENDING && ENDING < FIRST_ROLE_TIMER);
+const _: () = assert!(LINK_TIMER > DISCARDING && LINK_TIMER < ENDING && ENDING < FIRST_ROLE_TIMER);
 
 /// Limits that the operator can set.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +58,7 @@ pub struct Patience {
 #[derive(Debug)]
 pub struct Tunnel {
     /// The wire.
-    pub link: Link,
+    pub link: Box<dyn Link>,
     /// The role's number for the other end.
     pub peer: usize,
     /// Since when nothing has been on it.
@@ -80,8 +84,10 @@ pub struct Tunnel {
 pub struct Flow<E> {
     /// Its tunnel; `None` when both ends have passed, or when it waits for one.
     pub tunnel: Option<Key>,
-    /// Its key on the tunnel.
-    pub destination: Destination,
+    /// What it is called there.
+    pub handle: Handle,
+    /// The tunnel it came by, to be told when its connection is gone.
+    origin: Key,
     /// Its connection; `None` while that is still being made.
     pub socket: Option<Key>,
     /// Whether the role holds its reading back.
@@ -90,6 +96,8 @@ pub struct Flow<E> {
     pub has_sent: bool,
     /// Whether anything has come for it from a tunnel.
     pub has_received: bool,
+    /// Whether the exit has said that its connection is up; 0x80 cannot, so there it is taken for so.
+    pub is_opened: bool,
     /// What the role keeps with it.
     pub extra: E,
     /// What waits for its connection.
@@ -97,6 +105,10 @@ pub struct Flow<E> {
     reading: Reading,
     own_end: bool,
     peer_end: bool,
+    /// Bytes at the front of the outbox that are no bytes of the flow: a reply to a SOCKS5 client.
+    own_bytes: usize,
+    /// Given up by the peer or lost with its tunnel: what came before is still written, then its connection is reset.
+    is_cut: bool,
     /// What its connection still sends is dropped; only its end is waited for, so that closing does not destroy what was written.
     is_deaf: bool,
     /// Since when its full outbox has kept the tunnel unread.
@@ -111,14 +123,19 @@ enum Reading {
     Off,
     Armed,
     WaitingForRoom,
+    WaitingForCredit,
     Ended,
 }
 
 /// What a role has to do.
 #[derive(Debug)]
 pub enum Notice {
-    /// A flow is wanted (exit): answer with [`Relay::add_flow`] and `attach`, or `refuse`, on the tunnel's link.
-    Open(Destination),
+    /// A flow is wanted (exit): answer with [`Relay::accept_flow`] or [`Relay::refuse`].
+    Open(Handle, Target),
+    /// A flow's connection is up, from this address (entry, 0x81).
+    Opened(Key, SocketAddr),
+    /// A flow has come to nothing, for this reason (entry, 0x81): take it back.
+    Refused(Key, u8),
     /// The peer ended a flow whose reading is held and that has seen no byte (entry): its address does not work.
     EndedWhileHeld(Key),
 }
@@ -134,6 +151,8 @@ pub struct Lost {
     pub has_carried: bool,
     /// Flows on which nothing has passed yet: they can go to another tunnel (entry only).
     pub untouched: Vec<Key>,
+    /// Flows whose clients have had no answer, and whose first bytes are lost: take them back (entry, 0x81).
+    pub unanswered: Vec<Key>,
 }
 
 /// See the module.
@@ -152,6 +171,9 @@ pub struct Relay<E> {
     abandoned: Vec<E>,
     bytes_before: (u64, u64),
     has_openings: bool,
+    /// Bytes that wait in the flows' outboxes.
+    held: usize,
+    pressure: Pressure,
 }
 
 impl<E> Relay<E> {
@@ -169,11 +191,14 @@ impl<E> Relay<E> {
             abandoned: Vec::new(),
             bytes_before: (0, 0),
             has_openings: false,
+            held: 0,
+            pressure: Pressure::None,
         }
     }
 
     /// Sends everything that was queued in this turn.
     pub fn flush(&mut self, core: &mut Core) {
+        self.relieve(core);
         for tunnel in std::mem::take(&mut self.dirty_tunnels) {
             if let Some(here) = self.tunnels.get_mut(tunnel) {
                 here.is_dirty = false;
@@ -196,8 +221,34 @@ impl<E> Relay<E> {
             return;
         };
         here.outbox.flush(core, socket);
-        if here.outbox.is_done() && here.tunnel.is_none() && !here.is_deaf {
+        if here.is_cut && here.outbox.bytes() == 0 {
+            self.remove_flow(core, flow, Closing::ResetWhenSent);
+        } else if here.outbox.is_done() && here.tunnel.is_none() && !here.is_deaf {
             self.remove_flow(core, flow, Closing::Graceful);
+        }
+    }
+
+    /// What the flows hold has a budget. With windows of their own they fill it in stages; beyond it the one that holds most is given up.
+    fn relieve(&mut self, core: &mut Core) {
+        let pressure = match self.held {
+            held if held >= limits::HELD_BYTES / 4 * 3 => Pressure::Full,
+            held if held >= limits::HELD_BYTES / 2 => Pressure::High,
+            _ => Pressure::None,
+        };
+        if pressure != self.pressure {
+            self.pressure = pressure;
+            for tunnel in self.tunnels.keys() {
+                if let Some(here) = self.tunnels.get_mut(tunnel) {
+                    here.link.set_pressure(pressure);
+                }
+                self.touch(core, tunnel);
+            }
+        }
+        while self.held > limits::HELD_BYTES {
+            let most = self.flows.iter().max_by_key(|(_, flow)| flow.outbox.bytes()).map(|(key, _)| key);
+            let Some(flow) = most else { return };
+            debug!(flow = ?flow, "ended: it held most of a full shard");
+            let _told = self.give_up(core, flow, Why::Limit);
         }
     }
 

@@ -7,8 +7,8 @@ use tracing::debug;
 
 use super::{BLOCKED, DISCARDING, ENDING, Lost, Notice, Reading, Relay, Tunnel};
 use crate::limits;
-use crate::link::{Link, LinkEvent, LinkFault, ORIGINAL};
-use crate::protocol::v80::Side;
+use crate::link::{LINK_TIMER, Link, LinkEvent, LinkFault, Pressure, Why};
+use crate::protocol::Side;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Owner};
 use crate::shard::io::Errno;
@@ -16,9 +16,10 @@ use crate::shard::slab::Key;
 
 impl<E> Relay<E> {
     /// Takes an authenticated tunnel in and starts reading it.
-    pub fn add_tunnel(&mut self, core: &mut Core, link: Link, peer: usize) -> Key {
+    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize) -> Key {
         let socket = link.socket();
         let now = core.now();
+        link.set_pressure(self.pressure);
         let tunnel = self.tunnels.insert(Tunnel {
             link,
             peer,
@@ -36,7 +37,10 @@ impl<E> Relay<E> {
         self.idle.push(tunnel);
         self.has_openings = true;
         core.set_owner(socket, Owner::Tunnel(tunnel));
-        core.receive(socket);
+        if let Some(here) = self.tunnels.get_mut(tunnel) {
+            here.link.receive(core);
+        }
+        self.touch(core, tunnel);
         tunnel
     }
 
@@ -52,9 +56,9 @@ impl<E> Relay<E> {
     }
 
     /// Takes bytes from a tunnel in. Then ask [`Relay::next_notice`] until there is none.
-    pub fn on_tunnel_data(&mut self, tunnel: Key, chunk: Chunk) {
+    pub fn on_tunnel_data(&mut self, core: &Core, tunnel: Key, chunk: Chunk) {
         if let Some(tunnel) = self.tunnels.get_mut(tunnel) {
-            tunnel.link.take_in(chunk);
+            tunnel.link.take_in(chunk, core.now());
         }
     }
 
@@ -71,7 +75,23 @@ impl<E> Relay<E> {
             }
             let Some(event) = here.link.next_event(core.now())? else { break };
             match event {
-                LinkEvent::Open(destination) => return Ok(Some(Notice::Open(destination))),
+                LinkEvent::Open(handle, _) if self.pressure == Pressure::Full => self.refuse(core, tunnel, handle, Why::Limit),
+                LinkEvent::Open(handle, target) => return Ok(Some(Notice::Open(handle, target))),
+                LinkEvent::Opened(flow, bound) => {
+                    if let Some(here) = self.flows.get_mut(flow) {
+                        here.is_opened = true;
+                        return Ok(Some(Notice::Opened(flow, bound)));
+                    }
+                }
+                LinkEvent::Credit(flow) => self.on_credit(core, flow),
+                LinkEvent::Reset(flow, code) => match self.flows.get_mut(flow) {
+                    Some(here) if !here.is_opened => {
+                        here.tunnel = None;
+                        return Ok(Some(Notice::Refused(flow, code)));
+                    }
+                    Some(_) => self.on_reset(core, flow, code),
+                    None => {}
+                },
                 LinkEvent::Data(flow, chunk) => self.on_data(core, tunnel, flow, chunk),
                 LinkEvent::Finished(flow) => {
                     if self.flows.get(flow).is_some_and(|flow| flow.is_held && !flow.has_received) {
@@ -83,10 +103,10 @@ impl<E> Relay<E> {
             }
         }
         self.touch(core, tunnel);
-        if let Some(here) = self.tunnels.get(tunnel)
+        if let Some(here) = self.tunnels.get_mut(tunnel)
             && !here.link.is_blocked()
         {
-            core.receive(here.link.socket());
+            here.link.receive(core);
         }
         Ok(None)
     }
@@ -137,6 +157,17 @@ impl<E> Relay<E> {
         self.tunnels.get(tunnel).is_some_and(|here| here.ending_timer.is_some())
     }
 
+    /// Ends a tunnel because of what the peer sent, and says so to it where the protocol has a word for that: its flows end at once, the tunnel
+    /// when the peer has had a second to read why.
+    pub fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) -> Option<Lost> {
+        if let Some(here) = self.tunnels.get_mut(tunnel)
+            && here.link.last_word(fault)
+        {
+            here.link.flush(core, tunnel);
+        }
+        self.end_tunnel(core, tunnel, Closing::Graceful)
+    }
+
     /// Ends a tunnel: its flows are reset, and the role gets those that nothing has touched.
     pub fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, how: Closing) -> Option<Lost> {
         let mut here = self.tunnels.remove(tunnel)?;
@@ -149,12 +180,12 @@ impl<E> Relay<E> {
         self.bytes_before.0 += bytes_in;
         self.bytes_before.1 += bytes_out;
         core.close(here.link.socket(), how);
-        let mut untouched = Vec::new();
+        let (mut untouched, mut unanswered) = (Vec::new(), Vec::new());
         for key in here.link.flow_keys() {
             let Some(flow) = self.flows.get_mut(key) else { continue };
             flow.tunnel = None;
             flow.blocking_since = None;
-            if self.side == Side::Entry && flow.peer_end {
+            if self.side == Side::Entry && flow.peer_end && !here.link.has_windows() {
                 // The reply is whole; only the request is cut. What still comes of it is read, or closing would destroy the reply's tail.
                 flow.is_deaf = !flow.own_end;
                 flow.own_end = true;
@@ -165,11 +196,15 @@ impl<E> Relay<E> {
                 self.read_on(core, key);
             } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
                 untouched.push(key);
+            } else if !flow.is_opened {
+                unanswered.push(key);
+            } else if here.link.has_windows() {
+                self.cut(core, key);
             } else {
                 self.remove_flow(core, key, Closing::Reset);
             }
         }
-        Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched })
+        Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched, unanswered })
     }
 
     /// The tunnels whose other end is gone without a completion to say so. All are asked: bytes that the kernel has taken and nobody
@@ -197,14 +232,18 @@ impl<E> Relay<E> {
             if here.link.flows() > 1 {
                 self.cut_blocking_flows(core, tunnel);
             }
-        } else if what == ORIGINAL {
-            for flow in here.link.on_time(core.now()) {
+        } else if what == LINK_TIMER {
+            let due = here.link.on_timer(core.now());
+            if due.is_dead {
+                return true;
+            }
+            for flow in due.unanswered {
                 debug!(flow = ?flow, "ended: no reply");
-                let _told = self.give_up(core, flow, false);
+                let _told = self.give_up(core, flow, Why::NoProgress);
             }
         }
         self.touch(core, tunnel);
-        let is_spent = |here: &Tunnel| here.retired && here.ending_timer.is_none() && here.link.flows() == 0;
+        let is_spent = |here: &Tunnel| (here.retired || here.link.is_over()) && here.ending_timer.is_none() && here.link.flows() == 0;
         // The last flow's end may still be queued.
         self.tunnels.get(tunnel).is_some_and(is_spent) && !self.begin_end(core, tunnel)
     }
@@ -216,7 +255,7 @@ impl<E> Relay<E> {
             let since = self.flows.get(key).and_then(|flow| flow.blocking_since);
             if since.is_some_and(|since| core.now().since(since) >= limits::BLOCKED_SHARED_TUNNEL) {
                 debug!(flow = ?key, "cut: its full queue kept a shared tunnel unread");
-                let _told = self.give_up(core, key, false);
+                let _told = self.give_up(core, key, Why::NoProgress);
             }
         }
     }
@@ -249,7 +288,7 @@ impl<E> Relay<E> {
         }
         if here.ending_timer.is_some() {
             core.cancel_timer(&mut here.discarding_timer);
-        } else if here.retired {
+        } else if here.retired || here.link.is_over() {
             // The others have ended: its timer ends it, at once.
             if here.link.flows() == 0 && here.discarding_timer.is_none() {
                 here.discarding_timer = Some(core.set_timer(Duration::ZERO, Owner::Tunnel(tunnel), DISCARDING));
