@@ -148,7 +148,9 @@ impl<E> Relay<E> {
             core.cancel_timer(&mut here.timer);
         }
         self.held -= here.outbox.bytes();
-        if let Some(place) = self.tunnels.get_mut(here.origin) {
+        if self.side == Side::Exit
+            && let Some(place) = self.tunnels.get_mut(here.origin)
+        {
             place.link.on_gone();
         }
         match here.socket {

@@ -57,7 +57,6 @@ impl<E> Relay<E> {
     pub fn refuse(&mut self, core: &mut Core, tunnel: Key, handle: Handle, why: Why) {
         if let Some(place) = self.tunnels.get_mut(tunnel) {
             place.link.refuse(handle, why, core.now());
-            place.link.on_gone();
         }
         self.touch(core, tunnel);
     }

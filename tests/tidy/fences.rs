@@ -36,6 +36,9 @@ const DATA_PATH: &[&str] = &[
 
 /// The places there that share all the same, what, and why.
 const SHARED: &[(&str, &str, &str)] = &[
+    ("src/protocol/v81/handshake/entry.rs", "Arc", "the keys, one set for all shards, looked at when a server logs in"),
+    ("src/protocol/v81/handshake/keys.rs", "Arc", "the names of the keys: a tunnel learns its own when it begins"),
+    ("src/protocol/v81/handshake/mod.rs", "Arc", "the same name"),
     ("src/shard/inbox.rs", "Arc", "the inbox itself: hand-overs and orders, never bytes of a flow in passing"),
     ("src/shard/inbox.rs", "Mutex", "the inbox itself"),
     ("src/shard/board.rs", "Arc", "gauges of all shards, read when a client or a tunnel needs a place"),
@@ -48,9 +51,9 @@ const SHARED: &[(&str, &str, &str)] = &[
 /// `cfg` attributes that are no tests module, and why.
 const CONDITIONAL: &[(&str, &str, &str)] = &[
     ("src/lib.rs", "#![cfg_attr(not(test), warn(clippy::unwrap_used))]", "a lint"),
-    ("src/doctor.rs", "#[cfg(target_arch = \"x86_64\")]", "asks the processor for AES, which each architecture names its own way"),
-    ("src/doctor.rs", "#[cfg(target_arch = \"aarch64\")]", "the same"),
-    ("src/doctor.rs", "#[cfg(not(any(target_arch = \"x86_64\", target_arch = \"aarch64\")))]", "the same"),
+    ("src/crypto/aead.rs", "#[cfg(target_arch = \"x86_64\")]", "asks the processor for AES, which each architecture names its own way"),
+    ("src/crypto/aead.rs", "#[cfg(target_arch = \"aarch64\")]", "the same"),
+    ("src/crypto/aead.rs", "#[cfg(not(any(target_arch = \"x86_64\", target_arch = \"aarch64\")))]", "the same"),
     ("src/mutants.rs", "#[cfg(not(feature = \"mutants\"))]", "the switch of the faults made on purpose"),
     ("src/mutants.rs", "#[cfg(feature = \"mutants\")]", "the same"),
     ("src/shard/buffers.rs", "#[cfg(feature = \"mutants\")]", "one of these faults needs to reach into the arena"),

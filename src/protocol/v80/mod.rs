@@ -9,25 +9,7 @@ pub mod frame;
 pub mod handshake;
 pub mod session;
 
-/// Which end of a tunnel we are.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Side {
-    /// The inter-server: takes clients, opens flows.
-    Entry,
-    /// The server: takes flows, connects to destinations.
-    Exit,
-}
-
-impl Side {
-    /// The far end.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Entry => Self::Exit,
-            Self::Exit => Self::Entry,
-        }
-    }
-}
+pub use super::Side;
 
 /// Which rules the far end keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

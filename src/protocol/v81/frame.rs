@@ -187,7 +187,13 @@ impl<'a> Frames<'a> {
     /// Stands before the first frame.
     #[must_use]
     pub const fn new(plaintext: &'a [u8]) -> Self {
-        Self { plaintext, at: 0 }
+        Self::starting_at(plaintext, 0)
+    }
+
+    /// Stands where a walk over the same record stood: behind the payload that ended at `at`.
+    #[must_use]
+    pub const fn starting_at(plaintext: &'a [u8], at: usize) -> Self {
+        Self { plaintext, at }
     }
 
     /// The next header, and where its payload lies. `None`: the record has been walked to its end.
