@@ -33,6 +33,33 @@ pub const V80_KEYS_MAX: usize = 65_536;
 /// address.
 pub const V81_STREAMS_MAX: u32 = 65_536;
 
+/// Credit that a stream towards us starts with (0x81 §4's default): what a path of 20 ms carries at 100 Mbit/s, and it grows.
+pub const WINDOW_FIRST: u32 = 262_144;
+/// What a stream's window may grow to: 80 ms at 1.6 Gbit/s.
+pub const WINDOW_MAX: u32 = 16 << 20;
+/// Streams that the exit takes at once on one tunnel: beyond that the descriptors' limit says no first.
+pub const V81_STREAMS: u32 = 16_384;
+/// Tunnels of 0x81 that a server keeps to one inter-server per shard: flows share them, and a second one keeps one slow path or one large
+/// transfer from being everybody's.
+pub const V81_TUNNELS: usize = 2;
+/// A tunnel of 0x81 is replaced after this long: fresh Diffie–Hellman (0x81 §3).
+pub const TUNNEL_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of flows that a shard holds for sockets which do not take them, beyond its slots: with windows the only bound. From half of it
+/// on no window grows, above three quarters no flow is opened, above it the flow that holds most is given up (0x81 §4, Windows).
+pub const HELD_BYTES: usize = 64 << 20;
+/// Without a byte for this long a tunnel of 0x81 is asked whether it lives.
+pub const SILENCE: Duration = Duration::from_secs(15);
+/// … and is dead without one for this long after the kernel took the question, or took nothing at all.
+pub const PONG: Duration = Duration::from_secs(10);
+/// A tunnel that was asked longer ago than this takes no new flow until it has answered.
+pub const PING_FRESH: Duration = Duration::from_secs(1);
+/// After another login under its name a tunnel has this long to show that it lives.
+pub const PROVE: Duration = Duration::from_secs(3);
+/// A record that is not complete after this long ends its tunnel.
+pub const RECORD_TIME: Duration = Duration::from_secs(60);
+/// What a client may have sent behind its request before it is answered: no more than the least credit of a stream.
+pub const EARLY: u32 = 16_384;
+
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.
 pub const QUEUE_BYTES: usize = SLOT_BYTES + 1;

@@ -13,7 +13,7 @@ use super::{InterServer, ListenerKind};
 use crate::limits;
 use crate::outbox::Outbox;
 use crate::protocol::socks5::{self, Negotiation, Reply, Target};
-use crate::protocol::v80::handshake::{self, EntryHandshake, Progress};
+use crate::protocol::login::{EntryLogin, Progress};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{NameError, ToControl};
@@ -38,7 +38,7 @@ enum Stage {
     /// On a shared port, before its first byte.
     Undecided { authenticate: bool, clients: bool },
     /// A server; `None` while its bytes are worked on.
-    Server(Option<Box<EntryHandshake>>),
+    Server(Option<Box<EntryLogin>>),
     /// A client.
     Client(Negotiation),
     /// A client whose name is being looked up, with what it sent behind the request.
@@ -58,7 +58,7 @@ impl InterServer {
                 core.close(socket, Closing::Graceful);
                 return;
             }
-            ListenerKind::Tunnel => Stage::Server(Some(self.begin_handshake(core))),
+            ListenerKind::Tunnel => Stage::Server(Some(self.begin_login(core))),
             ListenerKind::Socks { authenticate } => Stage::Client(self.begin_socks(authenticate)),
             ListenerKind::Shared { authenticate, clients } => Stage::Undecided { authenticate, clients },
         };
@@ -70,7 +70,7 @@ impl InterServer {
         });
         self.count(core, key, None, unproven);
         core.set_owner(socket, Owner::Pending(key));
-        core.receive(socket);
+        core.receive_at_most(socket, limits::EARLY);
     }
 
     /// Takes an arrival to its next stage.
@@ -126,10 +126,8 @@ impl InterServer {
         allowed
     }
 
-    fn begin_handshake(&self, core: &mut Core) -> Box<EntryHandshake> {
-        let mut tail = [0; limits::AUTH_TAIL_BYTES];
-        core.rng().fill_bytes(&mut tail);
-        Box::new(EntryHandshake::start(self.cipher.clone(), tail))
+    fn begin_login(&self, core: &mut Core) -> Box<EntryLogin> {
+        Box::new(self.protocol.entry_login(core.rng()))
     }
 
     fn begin_socks(&self, authenticate: bool) -> Negotiation {
@@ -157,8 +155,8 @@ impl InterServer {
         let Some(arriving) = self.arriving.get_mut(key) else { return };
         arriving.timer = None;
         match &arriving.stage {
-            Stage::Server(handshake) => {
-                let awaited = handshake.as_ref().map_or("nothing", |handshake| handshake.awaits());
+            Stage::Server(login) => {
+                let awaited = login.as_ref().map_or("nothing", |login| login.awaits());
                 warn!("server at {}: {awaited} did not come within 10 s", Peer(arriving.peer));
                 self.drop_arrival(core, key, Closing::Graceful);
             }
@@ -186,11 +184,11 @@ impl InterServer {
         let Some(arriving) = self.arriving.get(key) else { return };
         let Stage::Undecided { authenticate, clients } = arriving.stage else { return };
         let peer = arriving.peer;
-        let stage = if first == handshake::VERSION {
+        let stage = if first == self.protocol.version() {
             if !self.may_log_in(peer) {
                 return self.drop_arrival(core, key, Closing::Graceful);
             }
-            Stage::Server(Some(self.begin_handshake(core)))
+            Stage::Server(Some(self.begin_login(core)))
         } else if first == socks5::VERSION && !clients {
             warn!("client at {} closed: a shared port beyond private addresses takes clients only with a password", Peer(peer));
             return self.drop_arrival(core, key, Closing::Graceful);
@@ -204,17 +202,17 @@ impl InterServer {
 
     fn on_server_bytes(&mut self, core: &mut Core, key: Key, bytes: &[u8]) {
         let Some(arriving) = self.arriving.get_mut(key) else { return };
-        let Stage::Server(handshake) = &mut arriving.stage else { return };
-        let Some(handshake) = handshake.take() else { return };
+        let Stage::Server(login) = &mut arriving.stage else { return };
+        let Some(login) = login.take() else { return };
         let mut input = bytes;
         let mut out = Vec::new();
-        let progress = handshake.handle(&mut input, &mut out);
+        let progress = login.handle(&mut input, &mut out);
         arriving.outbox.push(Chunk::copy_of(&out));
         arriving.outbox.flush(core, arriving.socket);
         match progress {
-            Ok(Progress::More(handshake)) => {
-                arriving.stage = Stage::Server(Some(Box::new(handshake)));
-                core.receive(arriving.socket);
+            Ok(Progress::More(login)) => {
+                arriving.stage = Stage::Server(Some(Box::new(login)));
+                core.receive_at_most(arriving.socket, limits::EARLY);
             }
             Ok(Progress::Done(proof)) => {
                 let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
@@ -241,7 +239,7 @@ impl InterServer {
         match outcome {
             Ok(None) => {
                 arriving.outbox.flush(core, arriving.socket);
-                core.receive(arriving.socket);
+                core.receive_at_most(arriving.socket, limits::EARLY);
             }
             Ok(Some(request)) => self.on_request(core, key, request.target, input.to_vec()),
             Err(refused) => {
@@ -254,14 +252,15 @@ impl InterServer {
     fn on_request(&mut self, core: &mut Core, key: Key, target: Target, early: Vec<u8>) {
         let Some(arriving) = self.arriving.get_mut(key) else { return };
         match target {
-            Target::Address(address) => {
-                let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
-                self.place(core, Waiting::new(socket, peer, vec![address], early).with_outbox(outbox));
-            }
-            Target::Name(name, port) => {
+            Target::Name(name, port) if !self.protocol.has_streams() => {
                 arriving.outbox.flush(core, arriving.socket);
                 self.set_stage(core, key, Stage::Resolving { port, early });
                 core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name });
+            }
+            // On 0x81 names are looked up at the exit.
+            target => {
+                let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
+                self.place(core, Waiting::new(socket, peer, vec![target], early).with_outbox(outbox));
             }
         }
     }
@@ -272,7 +271,8 @@ impl InterServer {
         let (port, early) = (*port, std::mem::take(early));
         match result {
             Ok(addresses) if !addresses.is_empty() => {
-                let targets = addresses.into_iter().map(|address| SocketAddr::new(address.to_canonical(), port)).collect();
+                let target = |address: IpAddr| Target::Address(SocketAddr::new(address.to_canonical(), port));
+                let targets = addresses.into_iter().map(target).collect();
                 let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
                 self.place(core, Waiting::new(socket, peer, targets, early).with_outbox(outbox));
             }
@@ -308,7 +308,7 @@ impl InterServer {
         arriving.timer = Some(core.set_timer(FAREWELL, Owner::Pending(key), 0));
         arriving.outbox.finish();
         arriving.outbox.flush(core, arriving.socket);
-        core.receive(arriving.socket);
+        core.receive_at_most(arriving.socket, limits::EARLY);
     }
 
     // ---- the end of an arrival

@@ -25,13 +25,12 @@ use tracing::{debug, info, warn};
 
 use self::arrivals::{Arriving, Crowd};
 use self::placing::Waiting;
-use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
-use crate::link::Link;
+use crate::link::{self, LinkFault};
 use crate::outbox::Outbox;
-use crate::protocol::socks5::Credentials;
-use crate::protocol::v80::handshake::Authenticated;
-use crate::protocol::v80::{Profile, Side};
+use crate::protocol::Side;
+use crate::protocol::login::{Proof, Protocol};
+use crate::protocol::socks5::{self, Credentials, Reply, Target};
 use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -45,8 +44,6 @@ use crate::shard::{self, Plan, Role};
 /// What the operator wants of the inter-server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Whose program the servers are.
-    pub profile: Profile,
     /// Who may log in as a server.
     pub allow_servers: Vec<IpNet>,
     /// User and password that clients need where a listener asks for them. Never printed.
@@ -82,8 +79,8 @@ pub enum ListenerKind {
 ///
 /// # Errors
 /// The engine cannot be started, or has failed.
-pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Result<()> {
-    shard::run(plan, |listeners| InterServer::new(settings, cipher, listeners))
+pub fn run(plan: Plan, settings: Settings, protocol: Protocol) -> std::io::Result<()> {
+    shard::run(plan, |listeners| InterServer::new(settings, protocol, listeners))
 }
 
 /// A flow's timer: its first bytes have been held long enough.
@@ -97,8 +94,10 @@ const GRACE: u8 = 1;
 struct Client {
     /// For the log (`None`: unix socket).
     peer: Option<SocketAddr>,
-    /// The name's other addresses, to be tried if this one ends at once.
-    others: Vec<SocketAddr>,
+    /// Where it goes.
+    target: Target,
+    /// The name's other addresses, to be tried if this one ends at once (0x80).
+    others: Vec<Target>,
     /// What the client sent behind its request, while it is held.
     early: Vec<u8>,
     /// It has been moved to another tunnel once.
@@ -108,7 +107,7 @@ struct Client {
 /// See the module.
 #[derive(Debug)]
 pub struct InterServer {
-    cipher: MessageCipher,
+    protocol: Protocol,
     settings: Settings,
     listeners: Vec<(ListenerKind, Key)>,
     to_listen: Vec<(ListenerKind, OwnedFd)>,
@@ -133,10 +132,10 @@ pub struct InterServer {
 impl InterServer {
     /// An inter-server that will listen on these.
     #[must_use]
-    pub fn new(settings: Settings, cipher: MessageCipher, listeners: Vec<(ListenerKind, OwnedFd)>) -> Self {
+    pub fn new(settings: Settings, protocol: Protocol, listeners: Vec<(ListenerKind, OwnedFd)>) -> Self {
         let patience = Patience { linger: settings.linger, idle: settings.idle };
         Self {
-            cipher,
+            protocol,
             settings,
             listeners: Vec::new(),
             to_listen: listeners,
@@ -157,7 +156,7 @@ impl InterServer {
     // ---- tunnels
 
     /// Gives an authenticated tunnel to the shard with the fewest, or keeps it.
-    fn place_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Authenticated, outbox: Outbox, rest: &[u8]) {
+    fn place_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Proof, outbox: Outbox, rest: &[u8]) {
         let shard = core.board().fewest_tunnels(core.index());
         if shard != core.index()
             && rest.is_empty()
@@ -171,14 +170,32 @@ impl InterServer {
         self.add_tunnel(core, socket, peer, proof, outbox, rest);
     }
 
-    fn add_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Authenticated, outbox: Outbox, rest: &[u8]) {
+    fn add_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Proof, outbox: Outbox, rest: &[u8]) {
         if self.relay.tunnels.is_empty() {
             info!("server attached from {}", peer.ip());
         }
-        let link = Link::new(socket, self.cipher.clone(), proof, self.settings.profile, outbox);
+        let link = link::new(socket, proof, outbox, core.now());
+        let name = link.name().cloned();
         let tunnel = self.relay.add_tunnel(core, link, 0);
+        if let Some(name) = name {
+            self.on_login(core, &name, Some(tunnel));
+            for shard in (0..core.board().shards()).filter(|&shard| shard != core.index()) {
+                core.tell(shard, Message::Login { name: name.clone() });
+            }
+        }
         if !rest.is_empty() {
             self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
+        }
+    }
+
+    /// Somebody has logged in under this name: its other tunnels may be those of a server that is gone, and have to show that they are not.
+    fn on_login(&mut self, core: &mut Core, name: &str, except: Option<Key>) {
+        for tunnel in self.relay.tunnels.keys() {
+            let Some(here) = self.relay.tunnels.get_mut(tunnel) else { continue };
+            if Some(tunnel) != except && here.link.name().is_some_and(|its| **its == *name) {
+                here.link.prove(core.now());
+                self.relay.touch(core, tunnel);
+            }
         }
     }
 
@@ -205,14 +222,16 @@ impl InterServer {
     }
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
-        self.relay.on_tunnel_data(tunnel, chunk);
+        self.relay.on_tunnel_data(core, tunnel, chunk);
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
                 // The session of an entry never says so.
-                Ok(Some(Notice::Open(_))) => {}
+                Ok(Some(Notice::Open(..))) => {}
+                Ok(Some(Notice::Opened(flow, bound))) => self.relay.write(flow, &socks5::reply(Reply::Succeeded, Some(bound))),
+                Ok(Some(Notice::Refused(flow, code))) => self.answer_refused(core, flow, Reply::from_code(code)),
                 Ok(Some(Notice::EndedWhileHeld(flow))) => self.try_next_address(core, flow),
-                Err(fault) => return self.end_tunnel(core, tunnel, Closing::Reset, &fault),
+                Err(fault) => return self.end_faulty(core, tunnel, &fault),
             }
         }
     }
@@ -222,12 +241,20 @@ impl InterServer {
         self.after_loss(core, lost, why);
     }
 
+    fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
+        let lost = self.relay.end_faulty(core, tunnel, fault);
+        self.after_loss(core, lost, fault);
+    }
+
     /// Flows that nothing has touched go to another tunnel, once.
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
         let Some(lost) = lost else { return };
         debug!("tunnel ended: {why}");
         for flow in lost.untouched {
             self.retry(core, flow);
+        }
+        for flow in lost.unanswered {
+            self.answer_refused(core, flow, Reply::GeneralFailure);
         }
         if self.relay.tunnels.is_empty() && !self.stopping && core.now() >= self.redial_until {
             warn!("no server attached any more: {why}");
@@ -289,8 +316,12 @@ impl InterServer {
                     self.drop_arrival(core, key, Closing::Graceful);
                 }
                 core.set_timer(limits::GRACE, Owner::Role, GRACE);
+                for tunnel in self.relay.tunnels.keys() {
+                    self.relay.wind_down(core, tunnel);
+                }
             }
             Message::StopNow => self.stopped = true,
+            Message::Login { name } => self.on_login(core, &name, None),
             Message::Stop | Message::ReportState => {}
         }
     }
@@ -330,7 +361,8 @@ impl Role for InterServer {
         }
         self.relay.flush(core);
         core.publish_tunnels(self.relay.tunnels.len(), self.relay.idle_tunnels().len());
-        if self.stopping && self.relay.flows.is_empty() && self.waiting.is_empty() {
+        let is_winding = self.relay.tunnels.iter().any(|(_, tunnel)| tunnel.link.is_winding());
+        if self.stopping && self.relay.flows.is_empty() && self.waiting.is_empty() && !is_winding {
             self.stopped = true;
         }
     }

@@ -14,9 +14,8 @@ use super::{Client, HOLD, InterServer};
 use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
-use crate::protocol::socks5::{self, Reply};
-use crate::protocol::v80::Profile;
-use crate::protocol::v80::frame::Destination;
+use crate::link::Why;
+use crate::protocol::socks5::{self, Reply, Target};
 use crate::relay::{Flow, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -30,7 +29,7 @@ pub(super) struct Waiting {
     pub(super) socket: Key,
     pub(super) peer: Option<SocketAddr>,
     /// Addresses to try, the next one first; at least one.
-    targets: Vec<SocketAddr>,
+    targets: Vec<Target>,
     early: Vec<u8>,
     /// What the handshake has still to send.
     pub(super) outbox: Outbox,
@@ -47,7 +46,7 @@ const SHARE: u8 = 0;
 const GIVE_UP: u8 = 1;
 
 impl Waiting {
-    pub(super) fn new(socket: Key, peer: Option<SocketAddr>, targets: Vec<SocketAddr>, early: Vec<u8>) -> Self {
+    pub(super) fn new(socket: Key, peer: Option<SocketAddr>, targets: Vec<Target>, early: Vec<u8>) -> Self {
         let outbox = Outbox::default();
         Self { socket, peer, targets, early, outbox, replied: false, retried: false, handed_over: false, may_share: false, timer: None }
     }
@@ -69,7 +68,7 @@ impl InterServer {
     /// Gives a client a tunnel, or a place in the queue, or to another shard, or an answer.
     pub(super) fn place(&mut self, core: &mut Core, mut waiting: Waiting) {
         waiting.may_share = core.now() < self.share_until;
-        if let Some(tunnel) = self.choose(&waiting) {
+        if let Some(tunnel) = self.choose(core, &waiting) {
             self.open(core, tunnel, waiting);
             return;
         }
@@ -101,14 +100,20 @@ impl InterServer {
 
     /// The tunnel for a client: the idle one used last (those used longest ago are about to be dropped by the server) on which its
     /// (ip, port) does not rest, or, if it may share, the one with the fewest flows that has it free and is being read.
-    fn choose(&self, waiting: &Waiting) -> Option<Key> {
-        let destination = Destination::from(*waiting.targets.first()?);
+    fn choose(&self, core: &Core, waiting: &Waiting) -> Option<Key> {
+        let target = waiting.targets.first()?;
+        let now = core.now();
         if mutants::on(Mutant::SpareHandedOutTwice)
             && let Some((key, _)) = self.relay.tunnels.iter().find(|(_, tunnel)| tunnel.link.flows() > 0)
         {
             return Some(key);
         }
-        let is_usable = |tunnel: &Tunnel| !tunnel.retired && tunnel.link.is_free(destination);
+        let is_usable = |tunnel: &Tunnel| !tunnel.retired && tunnel.link.can_open(target, now);
+        if self.protocol.has_streams() {
+            // With as many tunnels per core of each server, the fewest flows on a tunnel are the fewest per core of a server.
+            let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| is_usable(tunnel));
+            return usable.min_by_key(|(_, tunnel)| (tunnel.link.flows(), tunnel.link.queued_bytes())).map(|(key, _)| key);
+        }
         let idle = self.relay.idle_tunnels().iter().rev().find(|&&key| self.relay.tunnels.get(key).is_some_and(is_usable));
         if let Some(&idle) = idle {
             return Some(idle);
@@ -116,9 +121,8 @@ impl InterServer {
         if !waiting.may_share {
             return None;
         }
-        let usable = self.relay.tunnels.iter().filter(|(_, tunnel)| {
-            !tunnel.retired && tunnel.link.has_room() && !tunnel.link.is_blocked() && tunnel.link.is_free(destination)
-        });
+        let usable =
+            self.relay.tunnels.iter().filter(|(_, tunnel)| is_usable(tunnel) && tunnel.link.has_room() && !tunnel.link.is_blocked());
         // One on which replies are being dropped will be retired if that goes on, so it is taken only where there is no other.
         usable.min_by_key(|(_, tunnel)| (tunnel.link.discarding_since().is_some(), tunnel.link.flows())).map(|(key, _)| key)
     }
@@ -144,7 +148,7 @@ impl InterServer {
     fn hand_over_late(&mut self, core: &mut Core, key: Key) {
         let Some(waiting) = self.waiting.get(key) else { return };
         let none_elsewhere = core.board().most_tunnels_elsewhere(core.index()).is_none();
-        if none_elsewhere || waiting.handed_over || waiting.outbox.bytes() > 0 || self.choose(waiting).is_some() {
+        if none_elsewhere || waiting.handed_over || waiting.outbox.bytes() > 0 || self.choose(core, waiting).is_some() {
             return;
         }
         let Some(mut waiting) = self.waiting.remove(key) else { return };
@@ -156,7 +160,7 @@ impl InterServer {
     pub(super) fn place_waiting(&mut self, core: &mut Core) {
         for key in std::mem::take(&mut self.waiting_order) {
             let Some(waiting) = self.waiting.get(key) else { continue };
-            match self.choose(waiting) {
+            match self.choose(core, waiting) {
                 Some(tunnel) => {
                     if let Some(mut waiting) = self.waiting.remove(key) {
                         core.cancel_timer(&mut waiting.timer);
@@ -227,32 +231,39 @@ impl InterServer {
 
     // ---- opening
 
-    /// Opens the flow on a tunnel. The success reply is 0x80's: it cannot say how the connect went.
+    /// Opens the flow on a tunnel. The success reply of 0x80 cannot say how the connect went; that of 0x81 waits for the exit's word.
     fn open(&mut self, core: &mut Core, tunnel: Key, waiting: Waiting) {
         let Waiting { socket, peer, mut targets, early, outbox, replied, retried, .. } = waiting;
         let target = targets.remove(0);
-        let destination = Destination::from(target);
         let is_last = targets.is_empty();
-        let client = Box::new(Client { peer, others: targets, early, retried });
-        let flow = self.relay.add_flow(core, tunnel, destination, Some(socket), client);
+        let client = Box::new(Client { peer, target: target.clone(), others: targets, early, retried });
+        let flow = match self.relay.open_flow(core, tunnel, &target, socket, client) {
+            Ok(flow) => flow,
+            Err((_busy, client)) => {
+                // Not reached: `choose` gives a tunnel only where there is room. If it did, the client must not hang.
+                let waiting = Waiting { replied, ..Waiting::new(socket, peer, vec![target], client.early).with_outbox(outbox) };
+                return self.turn_away(core, waiting);
+            }
+        };
         self.relay.put_outbox(flow, outbox);
-        let opened = self.relay.tunnels.get_mut(tunnel).is_some_and(|tunnel| tunnel.link.open(destination, flow, core.now()).is_ok());
-        if !opened {
-            // Not reached: `choose` gives a tunnel only where the key is free. If it did, the client must not hang.
-            let _lost = self.relay.give_up(core, flow, true);
-            return;
-        }
         debug!("client at {}: {target}", Peer(peer));
-        if !replied {
+        let has_streams = self.protocol.has_streams();
+        if !replied && !has_streams {
             self.relay.write(flow, &socks5::reply(Reply::Succeeded, None));
         }
-        self.relay.touch(core, tunnel);
         // The author's server never says that a connect has failed, and takes the first bytes for the open: nothing is held for it.
-        if is_last || self.settings.profile == Profile::Original {
+        if is_last || has_streams || self.protocol.is_original() {
             self.release(core, flow);
         } else {
             self.relay.hold(core, flow, limits::HOLD_FIRST_BYTES, HOLD);
         }
+    }
+
+    /// A flow has come to nothing before its client had an answer: here it is.
+    pub(super) fn answer_refused(&mut self, core: &mut Core, flow: Key, code: Reply) {
+        let Some(Flow { socket: Some(socket), extra, outbox, .. }) = self.relay.take_back(core, flow) else { return };
+        debug!("client at {}: {} refused: {code:?}", Peer(extra.peer), extra.target);
+        self.refuse_waiting(core, Waiting::new(socket, extra.peer, vec![extra.target], Vec::new()).with_outbox(outbox), code);
     }
 
     /// Lets a flow's bytes go: first those that came behind the request.
@@ -260,7 +271,7 @@ impl InterServer {
         let Some(here) = self.relay.flows.get_mut(flow) else { return };
         here.extra.others = Vec::new();
         let early = std::mem::take(&mut here.extra.early);
-        for part in early.chunks(limits::V80_PAYLOAD_MAX) {
+        for part in early.chunks(limits::V81_PAYLOAD_MAX) {
             self.relay.send(core, flow, Chunk::copy_of(part));
         }
         self.relay.start(core, flow);
@@ -277,19 +288,19 @@ impl InterServer {
     pub(super) fn retry(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.relay.flows.get(flow) else { return };
         if here.extra.retried {
-            let _lost = self.relay.give_up(core, flow, true);
+            let _lost = self.relay.give_up(core, flow, Why::Broken);
             return;
         }
-        let mut targets = vec![here.destination.to_socket_addr()];
-        targets.extend(&here.extra.others);
+        let mut targets = vec![here.extra.target.clone()];
+        targets.extend(here.extra.others.iter().cloned());
         self.move_flow(core, flow, targets, true);
     }
 
-    fn move_flow(&mut self, core: &mut Core, flow: Key, targets: Vec<SocketAddr>, retried: bool) {
+    fn move_flow(&mut self, core: &mut Core, flow: Key, targets: Vec<Target>, retried: bool) {
         let Some(Flow { socket: Some(socket), extra, outbox, .. }) = self.relay.take_back(core, flow) else { return };
         let Client { peer, early, .. } = *extra;
         let mut waiting = Waiting::new(socket, peer, targets, early).with_outbox(outbox);
-        waiting.replied = true;
+        waiting.replied = !self.protocol.has_streams();
         waiting.retried = retried;
         self.place(core, waiting);
     }

@@ -14,6 +14,10 @@ use crate::crypto::aead::Method;
 use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
 
+/// What we accept on tunnels of 0x81.
+const SETTINGS: v81::settings::Settings =
+    v81::settings::Settings { stream_window: limits::WINDOW_FIRST, max_streams: limits::V81_STREAMS };
+
 /// What is spoken on tunnels, and with which secrets.
 #[derive(Clone, Debug)]
 pub enum Protocol {
@@ -112,8 +116,8 @@ impl Protocol {
                 Some(ExitLogin::V80(handshake, cipher.clone(), *profile))
             }
             Self::V81 { keys, methods } => {
-                let psk = keys.first()?;
-                Some(ExitLogin::V81(Box::new(v81::handshake::ExitHandshake::start(psk, methods, v81::settings::Settings::ours(), out))))
+                let (_, psk) = keys.iter().next()?;
+                Some(ExitLogin::V81(Box::new(v81::handshake::ExitHandshake::start(psk, methods, SETTINGS, out))))
             }
         }
     }
@@ -129,8 +133,7 @@ impl Protocol {
             Self::V81 { keys, methods } => {
                 let mut nonce = [0; 32];
                 rng.fill_bytes(&mut nonce);
-                let (keys, methods) = (Arc::clone(keys), Arc::clone(methods));
-                EntryLogin::V81(Box::new(v81::handshake::EntryHandshake::start(keys, methods, nonce, v81::settings::Settings::ours())))
+                EntryLogin::V81(Box::new(v81::handshake::EntryHandshake::start(Arc::clone(keys), methods, nonce, SETTINGS)))
             }
         }
     }
@@ -152,6 +155,17 @@ impl ExitLogin {
                 v81::handshake::Progress::Done(proof) => Progress::Done(Proof::V81(Box::new(proof))),
             },
         })
+    }
+}
+
+impl ExitLogin {
+    /// What it means that the inter-server has closed the connection now.
+    #[must_use]
+    pub fn closed(&self) -> String {
+        match self {
+            Self::V80(..) => "closed during the handshake: another key or cipher there, or our address is not in its --allow-servers".to_owned(),
+            Self::V81(handshake) => handshake.closed().to_string(),
+        }
     }
 }
 

@@ -151,6 +151,14 @@ impl<E> Relay<E> {
         true
     }
 
+    /// The tunnel takes no new flow any more, and the peer is told where it can be.
+    pub fn wind_down(&mut self, core: &mut Core, tunnel: Key) {
+        if let Some(here) = self.tunnels.get_mut(tunnel) {
+            here.link.wind_down();
+        }
+        self.touch(core, tunnel);
+    }
+
     /// Whether a tunnel is being ended by us, and not by the peer.
     #[must_use]
     pub fn is_ending(&self, tunnel: Key) -> bool {

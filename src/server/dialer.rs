@@ -46,11 +46,16 @@ impl Dialer {
     /// How many connections to start now, with so many tunnels idle and in all.
     #[must_use]
     pub fn wanted(&self, idle: usize, all: usize, max_tunnels: usize) -> usize {
+        self.wanted_of(spares(all - idle).saturating_sub(idle), all, max_tunnels)
+    }
+
+    /// The same where it is known how many are missing, those being made not counted.
+    #[must_use]
+    pub fn wanted_of(&self, missing: usize, all: usize, max_tunnels: usize) -> usize {
         if self.pause.is_some() || self.is_resolving {
             return 0;
         }
-        let spares = spares(all - idle);
-        let missing = spares.saturating_sub(idle + self.in_progress);
+        let missing = missing.saturating_sub(self.in_progress);
         let room = max_tunnels.saturating_sub(all + self.in_progress);
         let wanted = missing.min(room);
         // After a failure one attempt is enough to find out whether it is over.

@@ -25,16 +25,14 @@ use self::dialer::Dialer;
 use self::opening::{Opened, Openings, Outcome};
 use self::policy::Policy;
 use self::race::Fault;
-use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
-use crate::link::Link;
+use crate::link::{self, Handle, LinkFault, Why};
 use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
+use crate::protocol::Side;
+use crate::protocol::login::{ExitLogin, Progress, Proof, Protocol};
 use crate::protocol::socks5::Target;
-use crate::protocol::v80::frame::Destination;
-use crate::protocol::v80::handshake::{Authenticated, ExitHandshake, Progress};
-use crate::protocol::v80::{Profile, Side};
-use crate::relay::{Lost, Notice, Patience, Relay};
+use crate::relay::{Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{Message, NameError, ToControl};
@@ -47,8 +45,6 @@ use crate::shard::{self, Plan, Role};
 /// What the operator wants of the server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Whose program the inter-servers are.
-    pub profile: Profile,
     /// The inter-servers, each served independently.
     pub dial: Vec<DialTarget>,
     /// Most tunnels per inter-server and shard.
@@ -78,8 +74,8 @@ pub struct DialTarget {
 ///
 /// # Errors
 /// The engine cannot be started, or has failed.
-pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Result<()> {
-    shard::run(plan, |_| Server::new(settings, cipher))
+pub fn run(plan: Plan, settings: Settings, protocol: Protocol) -> std::io::Result<()> {
+    shard::run(plan, |_| Server::new(settings, protocol))
 }
 
 /// The role's timers: look at the tunnels; the end of the grace time; the pause of dialler n is `RETRY + n`.
@@ -94,7 +90,7 @@ pub const MAX_DIAL: usize = 128;
 struct Pending {
     socket: Key,
     peer: usize,
-    handshake: Option<ExitHandshake>,
+    login: Option<ExitLogin>,
     outbox: Outbox,
     timer: Option<TimerId>,
 }
@@ -102,7 +98,7 @@ struct Pending {
 /// See the module.
 #[derive(Debug)]
 pub struct Server {
-    cipher: MessageCipher,
+    protocol: Protocol,
     settings: Settings,
     /// With each flow its opening's key, which finds nothing once it is connected.
     relay: Relay<Key>,
@@ -118,15 +114,16 @@ pub struct Server {
 impl Server {
     /// A server that has not dialled yet.
     #[must_use]
-    pub fn new(settings: Settings, cipher: MessageCipher) -> Self {
-        let idle = match settings.profile {
-            Profile::Ours => settings.idle,
+    pub fn new(settings: Settings, protocol: Protocol) -> Self {
+        let idle = if protocol.is_original() {
             // Their inter-server never says that a client has gone.
-            Profile::Original => Some(settings.idle.unwrap_or(limits::ORIGINAL_IDLE).min(limits::ORIGINAL_IDLE)),
+            Some(settings.idle.unwrap_or(limits::ORIGINAL_IDLE).min(limits::ORIGINAL_IDLE))
+        } else {
+            settings.idle
         };
         let patience = Patience { linger: settings.linger, idle };
         Self {
-            cipher,
+            protocol,
             relay: Relay::new(Side::Exit, patience),
             openings: Openings::new(Policy::new(settings.allow.clone()), settings.source, settings.connect_timeout),
             dialers: settings.dial.iter().take(MAX_DIAL).cloned().map(Dialer::new).collect(),
@@ -152,7 +149,7 @@ impl Server {
         }
         for peer in 0..self.dialers.len() {
             let (idle, all) = self.count(peer);
-            let wanted = self.dialers[peer].wanted(idle, all, self.settings.max_tunnels);
+            let wanted = self.wanted(peer, idle, all);
             if wanted == 0 {
                 continue;
             }
@@ -167,9 +164,20 @@ impl Server {
         self.balanced = Some((self.relay.tunnels.len(), self.relay.idle_tunnels().len(), self.pending.len()));
     }
 
+    fn wanted(&self, peer: usize, idle: usize, all: usize) -> usize {
+        if self.protocol.has_streams() {
+            // Flows share them, so their number does not follow the flows'.
+            let few = self.settings.max_tunnels.min(limits::V81_TUNNELS);
+            self.dialers[peer].wanted_of(few.saturating_sub(all), all, few)
+        } else {
+            self.dialers[peer].wanted(idle, all, self.settings.max_tunnels)
+        }
+    }
+
     fn count(&self, peer: usize) -> (usize, usize) {
         let idle = self.relay.idle_tunnels().iter().filter_map(|&tunnel| self.relay.tunnels.get(tunnel));
-        let all = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == peer).count();
+        // One that takes no new flows is as good as gone.
+        let all = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == peer && !tunnel.link.is_winding()).count();
         (idle.filter(|tunnel| tunnel.peer == peer).count(), all)
     }
 
@@ -180,7 +188,7 @@ impl Server {
             self.pending.insert_with(|key| {
                 let socket = core.connect(address, None, Purpose::Tunnel, Owner::Pending(key));
                 let timer = Some(core.set_timer(limits::TUNNEL_HANDSHAKE, Owner::Pending(key), 0));
-                Pending { socket, peer, handshake: None, outbox: Outbox::default(), timer }
+                Pending { socket, peer, login: None, outbox: Outbox::default(), timer }
             });
         }
     }
@@ -191,7 +199,7 @@ impl Server {
             Ok(addresses) => {
                 self.dialers[peer].resolved(addresses);
                 let (idle, all) = self.count(peer);
-                let wanted = self.dialers[peer].wanted(idle, all, self.settings.max_tunnels);
+                let wanted = self.wanted(peer, idle, all);
                 if !self.stopping {
                     self.dial(core, peer, wanted);
                 }
@@ -220,11 +228,9 @@ impl Server {
     fn on_pending(&mut self, core: &mut Core, key: Key, event: Event) {
         match event {
             Event::Connected { result: Ok(()), .. } => {
-                let mut challenge = [0; limits::CHALLENGE_BYTES];
-                core.rng().fill_bytes(&mut challenge);
                 let Some(pending) = self.pending.get_mut(key) else { return };
                 let mut out = Vec::new();
-                pending.handshake = Some(ExitHandshake::start(self.cipher.clone(), challenge, &mut out));
+                pending.login = self.protocol.exit_login(core.rng(), &mut out);
                 pending.outbox.push(Chunk::copy_of(&out));
                 pending.outbox.flush(core, pending.socket);
                 core.receive(pending.socket);
@@ -232,11 +238,9 @@ impl Server {
             Event::Connected { result: Err(error), .. } => self.pending_failed(core, key, &error),
             Event::Received { what: Incoming::Data(chunk), .. } => self.on_handshake_bytes(core, key, &chunk),
             Event::Received { what: Incoming::End, .. } => {
-                self.pending_failed(
-                    core,
-                    key,
-                    &"closed during the handshake: another key or cipher there, or our address is not in its --allow-servers",
-                );
+                let Some(pending) = self.pending.get(key) else { return };
+                let why = pending.login.as_ref().map_or_else(|| "closed".to_owned(), ExitLogin::closed);
+                self.pending_failed(core, key, &why);
             }
             Event::Received { what: Incoming::Failed(error), .. } => self.pending_failed(core, key, &error),
             Event::Sent { chunk, result, .. } => {
@@ -253,15 +257,15 @@ impl Server {
 
     fn on_handshake_bytes(&mut self, core: &mut Core, key: Key, chunk: &Chunk) {
         let Some(pending) = self.pending.get_mut(key) else { return };
-        let Some(handshake) = pending.handshake.take() else { return };
+        let Some(login) = pending.login.take() else { return };
         let mut input = chunk.as_slice();
         let mut out = Vec::new();
-        let progress = handshake.handle(&mut input, &mut out);
+        let progress = login.handle(&mut input, &mut out);
         pending.outbox.push(Chunk::copy_of(&out));
         pending.outbox.flush(core, pending.socket);
         match progress {
-            Ok(Progress::More(handshake)) => {
-                pending.handshake = Some(handshake);
+            Ok(Progress::More(login)) => {
+                pending.login = Some(login);
                 core.receive(pending.socket);
             }
             Ok(Progress::Done(proof)) => self.on_authenticated(core, key, proof, input),
@@ -269,7 +273,7 @@ impl Server {
         }
     }
 
-    fn on_authenticated(&mut self, core: &mut Core, key: Key, proof: Authenticated, rest: &[u8]) {
+    fn on_authenticated(&mut self, core: &mut Core, key: Key, proof: Proof, rest: &[u8]) {
         let Some(mut pending) = self.pending.remove(key) else { return };
         core.cancel_timer(&mut pending.timer);
         self.dialers[pending.peer].in_progress -= 1;
@@ -278,7 +282,7 @@ impl Server {
             let DialTarget { host, port } = &self.dialers[pending.peer].target;
             info!("inter-server {host}:{port}: attached");
         }
-        let link = Link::new(pending.socket, self.cipher.clone(), proof, self.settings.profile, pending.outbox);
+        let link = link::new(pending.socket, proof, pending.outbox, core.now());
         let tunnel = self.relay.add_tunnel(core, link, pending.peer);
         if !rest.is_empty() {
             self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
@@ -317,13 +321,15 @@ impl Server {
     }
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
-        self.relay.on_tunnel_data(tunnel, chunk);
+        self.relay.on_tunnel_data(core, tunnel, chunk);
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
-                Ok(Some(Notice::Open(destination))) => self.open(core, tunnel, destination),
+                Ok(Some(Notice::Open(handle, target))) => self.open(core, tunnel, handle, target),
+                // Only an entry opens flows.
+                Ok(Some(Notice::Opened(..) | Notice::Refused(..))) => {}
                 Ok(Some(Notice::EndedWhileHeld(flow))) => self.relay.on_peer_end(core, flow),
-                Err(fault) => return self.end_tunnel(core, tunnel, &fault),
+                Err(fault) => return self.end_faulty(core, tunnel, &fault),
             }
         }
     }
@@ -331,6 +337,11 @@ impl Server {
     fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, why: &dyn std::fmt::Display) {
         let lost = self.relay.end_tunnel(core, tunnel, Closing::Graceful);
         self.after_loss(core, lost, why);
+    }
+
+    fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
+        let lost = self.relay.end_faulty(core, tunnel, fault);
+        self.after_loss(core, lost, fault);
     }
 
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
@@ -356,34 +367,24 @@ impl Server {
 
     // ---- flows
 
-    fn open(&mut self, core: &mut Core, tunnel: Key, destination: Destination) {
-        let target = Target::Address(destination.to_socket_addr());
+    fn open(&mut self, core: &mut Core, tunnel: Key, handle: Handle, target: Target) {
         let begun = if self.stopping { Err(Fault::General) } else { self.openings.begin(core, target) };
         match begun {
             Ok(opening) => {
-                let flow = self.relay.add_flow(core, tunnel, destination, None, opening);
+                let flow = self.relay.accept_flow(core, tunnel, handle, opening);
                 self.openings.set_flow(opening, flow);
-                if let Some(here) = self.relay.tunnels.get_mut(tunnel) {
-                    here.link.attach(destination, flow);
-                }
             }
-            // 0x80 has one word for all faults.
-            Err(_) => {
-                if let Some(here) = self.relay.tunnels.get_mut(tunnel) {
-                    here.link.refuse(destination, core.now());
-                }
-            }
+            Err(fault) => self.relay.refuse(core, tunnel, handle, Why::Refused(fault.code())),
         }
-        self.relay.touch(core, tunnel);
     }
 
     /// What an opening has come to: its flow goes on, or ends.
     fn on_outcome(&mut self, core: &mut Core, outcome: Option<Outcome>) {
         let Some(Outcome { flow, result }) = outcome else { return };
         match result {
-            Ok(Opened { socket, .. }) => self.relay.connected(core, flow, socket),
-            Err(_) => {
-                let lost = self.relay.give_up(core, flow, false);
+            Ok(Opened { socket, bound }) => self.relay.connected(core, flow, socket, bound),
+            Err(fault) => {
+                let lost = self.relay.give_up(core, flow, Why::Refused(fault.code()));
                 self.after_loss(core, lost, &"its only flow came to nothing");
             }
         }
@@ -404,7 +405,11 @@ impl Server {
     fn on_role_timer(&mut self, core: &mut Core, what: u8) {
         match what {
             LOOK => {
-                self.drop_idle_spares(core);
+                if self.protocol.has_streams() {
+                    self.retire_old(core);
+                } else {
+                    self.drop_idle_spares(core);
+                }
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
@@ -420,6 +425,16 @@ impl Server {
                     self.balanced = None;
                 }
             }
+        }
+    }
+
+    /// A tunnel that has been up for a day makes room for one with fresh keys.
+    fn retire_old(&mut self, core: &mut Core) {
+        let now = core.now();
+        let old = self.relay.tunnels.iter().filter(|(_, here)| now.since(here.up_since) >= limits::TUNNEL_AGE && !here.link.is_winding());
+        for tunnel in old.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.relay.wind_down(core, tunnel);
+            self.balanced = None;
         }
     }
 
@@ -459,9 +474,12 @@ impl Server {
                 self.stopping = true;
                 info!("stopping: {} flows have {} s to finish", self.relay.flows.len(), limits::GRACE.as_secs());
                 core.set_timer(limits::GRACE, Owner::Role, GRACE);
+                for tunnel in self.relay.tunnels.keys() {
+                    self.relay.wind_down(core, tunnel);
+                }
             }
             Message::StopNow => self.stopped = true,
-            Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } => {}
+            Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } | Message::Login { .. } => {}
         }
     }
 
@@ -469,12 +487,13 @@ impl Server {
         for key in self.pending.keys() {
             self.pending_failed(core, key, &"stopping");
         }
-        let unused = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_idle() && tunnel.link.is_flushed());
+        let done = |tunnel: &Tunnel| tunnel.link.is_idle() && tunnel.link.is_flushed() && !tunnel.link.is_winding();
+        let unused = self.relay.tunnels.iter().filter(|(_, tunnel)| done(tunnel));
         for tunnel in unused.map(|(key, _)| key).collect::<Vec<_>>() {
             self.relay.end_tunnel(core, tunnel, Closing::Graceful);
         }
-        if self.relay.flows.is_empty() && self.relay.tunnels.iter().all(|(_, tunnel)| tunnel.link.flows() == 0 && tunnel.link.is_flushed())
-        {
+        let mut left = self.relay.tunnels.iter();
+        if self.relay.flows.is_empty() && left.all(|(_, tunnel)| tunnel.link.flows() == 0 && tunnel.link.is_flushed() && !tunnel.link.is_winding()) {
             self.stopped = true;
         }
     }

@@ -20,6 +20,12 @@ impl Board {
         Self((0..shards).map(|_| Gauge::default()).collect())
     }
 
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.0.len()
+    }
+
     /// Says what shard `index` has now.
     pub fn publish(&self, index: usize, tunnels: usize, idle: usize) {
         let gauge = &self.0[index];

@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::state::State;
-use crate::protocol::v80::handshake::Authenticated;
+use crate::protocol::login::Proof;
+use crate::protocol::socks5::Target;
 
 /// To a shard.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub enum Message {
         /// The server's address.
         peer: SocketAddr,
         /// That it is one.
-        proof: Authenticated,
+        proof: Proof,
     },
     /// A client whose shard has no free tunnel, after its request was read.
     Client {
@@ -31,10 +32,15 @@ pub enum Message {
         descriptor: OwnedFd,
         /// The client's address, for the log (`None`: unix socket).
         peer: Option<SocketAddr>,
-        /// Addresses to try, in order; at least one.
-        targets: Vec<SocketAddr>,
+        /// What to try, in order; at least one.
+        targets: Vec<Target>,
         /// What it sent behind its request.
         early: Vec<u8>,
+    },
+    /// A server has logged in on another shard: its tunnels here have to show that they live.
+    Login {
+        /// The name of its key.
+        name: Arc<str>,
     },
     /// The answer to [`ToControl::Resolve`].
     Resolved {

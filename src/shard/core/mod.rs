@@ -148,7 +148,12 @@ impl Core {
         let _ = self.control.send(message);
     }
 
-    /// Posts to another shard.
+    /// Tells another shard something.
+    pub fn tell(&self, shard: usize, message: Message) {
+        self.peers[shard].post(message);
+    }
+
+    /// Gives another shard something.
     pub fn post(&mut self, shard: usize, message: Message) {
         self.handed_over += 1;
         self.peers[shard].post(message);
