@@ -215,6 +215,9 @@ pub trait Io {
     /// Whether a connection's other end is gone although no operation has said so: asked now and then about tunnels that are stuck.
     fn is_lost(&self, id: SocketId) -> bool;
 
+    /// A connection's own address, as the kernel chose it; `None` for a unix socket or an id that is none.
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr>;
+
     /// How many slots a receive could get now: free ones and those already lent to the kernel.
     fn slots_available(&self) -> usize;
 }

@@ -493,6 +493,13 @@ impl Io for SimIo {
         }
     }
 
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        match self.sockets.get(&id) {
+            Some(Socket::Connection(connection)) => Some(self.world.local_address(connection.end)),
+            _ => None,
+        }
+    }
+
     fn slots_available(&self) -> usize {
         self.arena.free() + self.lent.len()
     }

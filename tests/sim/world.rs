@@ -217,6 +217,10 @@ impl World {
         self.net().is_lost(end)
     }
 
+    pub(crate) fn local_address(&self, end: EndId) -> SocketAddr {
+        self.net().ends[end].local
+    }
+
     /// Nothing arrives at either end until then; then everything does.
     pub(crate) fn stall(&self, end: EndId, until: Nanos) {
         let mut net = self.net();

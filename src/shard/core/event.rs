@@ -22,6 +22,8 @@ pub enum Owner {
     Tunnel(Key),
     /// A flow's connection: a client's or a destination's.
     Flow(Key),
+    /// A connect to a destination, one of several perhaps, before it is known which of them the flow gets.
+    Opening(Key),
     /// A client that waits for a tunnel.
     Waiting(Key),
 }

@@ -108,6 +108,12 @@ impl Core {
         self.entry(socket).is_some() && self.io.is_lost(SocketId(socket.index))
     }
 
+    /// A connection's own address: what a peer of the relay is told as the bound one.
+    #[must_use]
+    pub fn local_address(&self, socket: Key) -> Option<SocketAddr> {
+        self.entry(socket).and_then(|_| self.io.local_address(SocketId(socket.index)))
+    }
+
     /// Ends all sockets: flows with RST, so that nothing cut looks whole, the others in order.
     pub(in crate::shard) fn close_all(&mut self) {
         for index in 0..self.entries.len() {

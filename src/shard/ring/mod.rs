@@ -421,6 +421,13 @@ impl Io for Ring {
         }
     }
 
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        match self.sockets.get(id) {
+            Some(Record::Open(socket)) => SockRef::from(&socket.descriptor).local_addr().ok()?.as_socket(),
+            _ => None,
+        }
+    }
+
     fn slots_available(&self) -> usize {
         self.arena.free() + self.posted.count()
     }
