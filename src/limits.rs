@@ -37,6 +37,14 @@ pub const QUEUE_BYTES: usize = SLOT_BYTES + 1;
 pub const SOCKS_HANDSHAKE: Duration = Duration::from_secs(10);
 /// A tunnel has this long from accept or connect to the end of its handshake.
 pub const TUNNEL_HANDSHAKE: Duration = Duration::from_secs(10);
+/// Addresses of each family that one opening tries: as many as resolvers usually give, all begun within 4 s. A name with a hundred costs
+/// no more sockets than one with eight.
+pub const OPENING_ADDRESSES: usize = 8;
+/// From one attempt to connect to the next address's (RFC 8305 §5, Connection Attempt Delay).
+pub const OPENING_STAGGER: Duration = Duration::from_millis(250);
+/// A flow's opening at the exit has this long for all its addresses, the look-up of its name included, or a single connect time-out where
+/// that is longer: two addresses in a row may time out, and the client still gets an answer before it gives up by itself.
+pub const OPENING: Duration = Duration::from_secs(30);
 /// Default connect time-out of the exit.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A half-open flow without progress ends after this long: a 60 s gap after a client's FIN is normal (H-END-02).

@@ -318,7 +318,7 @@ impl Role for InterServer {
                     Owner::Flow(flow) => self.on_flow(core, flow, event),
                     Owner::Waiting(key) => self.on_waiting(core, key, event),
                     Owner::Role => self.on_role_timer(core, event),
-                    Owner::Listener(_) | Owner::Accepting(_) => {}
+                    Owner::Listener(_) | Owner::Accepting(_) | Owner::Opening(_) => {}
                 }
             }
         }

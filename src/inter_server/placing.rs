@@ -17,7 +17,7 @@ use crate::outbox::Outbox;
 use crate::protocol::socks5::{self, Reply};
 use crate::protocol::v80::Profile;
 use crate::protocol::v80::frame::Destination;
-use crate::relay::Tunnel;
+use crate::relay::{Flow, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
@@ -234,7 +234,7 @@ impl InterServer {
         let destination = Destination::from(target);
         let is_last = targets.is_empty();
         let client = Box::new(Client { peer, others: targets, early, retried });
-        let flow = self.relay.add_flow(core, tunnel, destination, socket, true, client);
+        let flow = self.relay.add_flow(core, tunnel, destination, Some(socket), client);
         self.relay.put_outbox(flow, outbox);
         let opened = self.relay.tunnels.get_mut(tunnel).is_some_and(|tunnel| tunnel.link.open(destination, flow, core.now()).is_ok());
         if !opened {
@@ -286,9 +286,9 @@ impl InterServer {
     }
 
     fn move_flow(&mut self, core: &mut Core, flow: Key, targets: Vec<SocketAddr>, retried: bool) {
-        let Some(here) = self.relay.take_back(core, flow) else { return };
-        let Client { peer, early, .. } = *here.extra;
-        let mut waiting = Waiting::new(here.socket, peer, targets, early).with_outbox(here.outbox);
+        let Some(Flow { socket: Some(socket), extra, outbox, .. }) = self.relay.take_back(core, flow) else { return };
+        let Client { peer, early, .. } = *extra;
+        let mut waiting = Waiting::new(socket, peer, targets, early).with_outbox(outbox);
         waiting.replied = true;
         waiting.retried = retried;
         self.place(core, waiting);

@@ -41,7 +41,7 @@ impl<E> Relay<E> {
                 self.unblock(core, tunnel);
             }
             self.detach(core, flow);
-        } else if here.is_connected && !here.is_held {
+        } else if here.socket.is_some() && !here.is_held {
             // A held flow's one timer is the role's, which lets it go.
             self.watch(core, flow);
         }
@@ -52,7 +52,7 @@ impl<E> Relay<E> {
         let Some(here) = self.flows.get_mut(flow) else { return };
         here.tunnel = None;
         here.outbox.finish();
-        if here.is_connected {
+        if here.socket.is_some() {
             self.watch(core, flow);
         }
         self.mark_dirty(flow);
@@ -127,6 +127,9 @@ impl<E> Relay<E> {
         if !mutants::on(Mutant::TimerAfterClose) {
             core.cancel_timer(&mut here.timer);
         }
-        core.close(here.socket, how);
+        match here.socket {
+            Some(socket) => core.close(socket, how),
+            None => self.abandoned.push(here.extra),
+        }
     }
 }

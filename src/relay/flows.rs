@@ -9,18 +9,18 @@ use crate::limits;
 use crate::outbox::Outbox;
 use crate::protocol::v80::frame::Destination;
 use crate::shard::buffers::Chunk;
-use crate::shard::core::{Core, Incoming, Owner};
+use crate::shard::core::{Closing, Core, Incoming, Owner};
 use crate::shard::io::Errno;
 use crate::shard::slab::Key;
 
 impl<E> Relay<E> {
-    /// Adds a flow over a socket; the caller has its key taken on the tunnel's link next.
-    pub fn add_flow(&mut self, core: &mut Core, tunnel: Key, destination: Destination, socket: Key, is_connected: bool, extra: E) -> Key {
+    /// Adds a flow over a connection, or one whose connection comes later ([`Relay::connected`]); the caller has its key taken on the
+    /// tunnel's link next.
+    pub fn add_flow(&mut self, core: &mut Core, tunnel: Key, destination: Destination, socket: Option<Key>, extra: E) -> Key {
         let flow = self.flows.insert(Flow {
             tunnel: Some(tunnel),
             destination,
             socket,
-            is_connected,
             is_held: false,
             has_sent: false,
             has_received: false,
@@ -35,7 +35,9 @@ impl<E> Relay<E> {
             timer: None,
             is_dirty: false,
         });
-        core.set_owner(socket, Owner::Flow(flow));
+        if let Some(socket) = socket {
+            core.set_owner(socket, Owner::Flow(flow));
+        }
         if let Some(place) = self.tunnels.get_mut(tunnel) {
             place.has_carried = true;
         }
@@ -66,10 +68,23 @@ impl<E> Relay<E> {
         }
     }
 
+    /// The connection of a flow that waited for it: what has queued up leaves, and it is read.
+    pub fn connected(&mut self, core: &mut Core, flow: Key, socket: Key) {
+        let Some(here) = self.flows.get_mut(flow) else { return core.close(socket, Closing::Reset) };
+        here.socket = Some(socket);
+        core.set_owner(socket, Owner::Flow(flow));
+        self.start(core, flow);
+    }
+
+    /// What the roles keep with the flows that have ended before their connection came: it is not wanted any more.
+    #[must_use]
+    pub fn take_abandoned(&mut self) -> Vec<E> {
+        std::mem::take(&mut self.abandoned)
+    }
+
     /// The flow's connection is up: bytes may pass, and its idle time counts.
     pub fn start(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.flows.get_mut(flow) else { return };
-        here.is_connected = true;
         here.is_held = false;
         here.last_progress = core.now();
         self.mark_dirty(flow);
@@ -188,18 +203,19 @@ impl<E> Relay<E> {
     /// Reads the flow's connection, if its tunnel has room.
     pub(super) fn read_on(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.flows.get_mut(flow) else { return };
-        if here.reading != Reading::Off || !here.is_connected || here.is_held {
+        let Some(socket) = here.socket else { return };
+        if here.reading != Reading::Off || here.is_held {
             return;
         }
         if here.is_deaf {
             here.reading = Reading::Armed;
-            core.receive(here.socket);
+            core.receive(socket);
             return;
         }
         let Some(place) = here.tunnel.and_then(|tunnel| self.tunnels.get_mut(tunnel)) else { return };
         if place.link.has_room() {
             here.reading = Reading::Armed;
-            core.receive(here.socket);
+            core.receive(socket);
         } else {
             here.reading = Reading::WaitingForRoom;
             place.link.wait_for_room(flow);

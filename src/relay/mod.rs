@@ -82,10 +82,8 @@ pub struct Flow<E> {
     pub tunnel: Option<Key>,
     /// Its key on the tunnel.
     pub destination: Destination,
-    /// Its connection.
-    pub socket: Key,
-    /// Whether the connection is up.
-    pub is_connected: bool,
+    /// Its connection; `None` while that is still being made.
+    pub socket: Option<Key>,
     /// Whether the role holds its reading back.
     pub is_held: bool,
     /// Whether bytes of the connection have been sent into a tunnel.
@@ -151,6 +149,7 @@ pub struct Relay<E> {
     idle: Vec<Key>,
     dirty_tunnels: Vec<Key>,
     dirty_flows: Vec<Key>,
+    abandoned: Vec<E>,
     bytes_before: (u64, u64),
     has_openings: bool,
 }
@@ -167,6 +166,7 @@ impl<E> Relay<E> {
             idle: Vec::new(),
             dirty_tunnels: Vec::new(),
             dirty_flows: Vec::new(),
+            abandoned: Vec::new(),
             bytes_before: (0, 0),
             has_openings: false,
         }
@@ -190,12 +190,12 @@ impl<E> Relay<E> {
 
     fn flush_flow(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.flows.get_mut(flow) else { return };
-        if !here.is_connected {
+        let Some(socket) = here.socket else {
             // Destinations that do not answer must not keep the slots of those that do.
             here.outbox.let_go_of_slots(core);
             return;
-        }
-        here.outbox.flush(core, here.socket);
+        };
+        here.outbox.flush(core, socket);
         if here.outbox.is_done() && here.tunnel.is_none() && !here.is_deaf {
             self.remove_flow(core, flow, Closing::Graceful);
         }

@@ -2,14 +2,17 @@
 //! the [`Core`]; what happens to bytes is the [`Relay`]'s.
 //!
 //! ```text
-//!   dialer: how many ─▶ connect ─▶ handshake (Pending) ─▶ tunnel ─▶ Open ─▶ policy ─▶ connect ─▶ flow
+//!   dialer: how many ─▶ connect ─▶ handshake (Pending) ─▶ tunnel ─▶ Open ─▶ flow, opening ─▶ connected
 //! ```
 //!
 //! What always holds between turns: every pending tunnel has its timer; the number of tunnels and pending ones per inter-server
-//! stays within `max_tunnels`; after [`Message::Stop`] nothing is dialled and nothing opened.
+//! stays within `max_tunnels`; a flow without a connection has an opening, and an opening has such a flow; after [`Message::Stop`] nothing is
+//! dialled and nothing opened.
 
 pub mod dialer;
+pub mod opening;
 pub mod policy;
+pub mod race;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,16 +22,19 @@ use rand::Rng;
 use tracing::{debug, info, warn};
 
 use self::dialer::Dialer;
+use self::opening::{Opened, Openings, Outcome};
 use self::policy::Policy;
+use self::race::Fault;
 use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
 use crate::link::Link;
 use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
+use crate::protocol::socks5::Target;
 use crate::protocol::v80::frame::Destination;
 use crate::protocol::v80::handshake::{Authenticated, ExitHandshake, Progress};
 use crate::protocol::v80::{Profile, Side};
-use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
+use crate::relay::{Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{Message, NameError, ToControl};
@@ -76,8 +82,6 @@ pub fn run(plan: Plan, settings: Settings, cipher: MessageCipher) -> std::io::Re
     shard::run(plan, |_| Server::new(settings, cipher))
 }
 
-/// A flow's timer: the destination has to accept within it.
-const CONNECT: u8 = FIRST_ROLE_TIMER;
 /// The role's timers: look at the tunnels; the end of the grace time; the pause of dialler n is `RETRY + n`.
 const LOOK: u8 = 0;
 const GRACE: u8 = 1;
@@ -99,9 +103,10 @@ struct Pending {
 #[derive(Debug)]
 pub struct Server {
     cipher: MessageCipher,
-    policy: Policy,
     settings: Settings,
-    relay: Relay<()>,
+    /// With each flow its opening's key, which finds nothing once it is connected.
+    relay: Relay<Key>,
+    openings: Openings,
     dialers: Vec<Dialer>,
     pending: GenSlab<Pending>,
     /// What `balance` saw last: tunnels, idle ones, pending ones.
@@ -122,8 +127,8 @@ impl Server {
         let patience = Patience { linger: settings.linger, idle };
         Self {
             cipher,
-            policy: Policy::new(settings.allow.clone()),
             relay: Relay::new(Side::Exit, patience),
+            openings: Openings::new(Policy::new(settings.allow.clone()), settings.source, settings.connect_timeout),
             dialers: settings.dial.iter().take(MAX_DIAL).cloned().map(Dialer::new).collect(),
             settings,
             pending: GenSlab::default(),
@@ -352,46 +357,44 @@ impl Server {
     // ---- flows
 
     fn open(&mut self, core: &mut Core, tunnel: Key, destination: Destination) {
-        let to = destination.to_socket_addr();
-        let verdict = self.policy.check(to);
-        let Some(here) = self.relay.tunnels.get_mut(tunnel) else { return };
-        if self.stopping || verdict.is_err() {
-            here.link.refuse(destination, core.now());
-            self.relay.touch(core, tunnel);
-            if let Err(denied) = verdict {
-                warn!("destination {to} refused: {denied}");
+        let target = Target::Address(destination.to_socket_addr());
+        let begun = if self.stopping { Err(Fault::General) } else { self.openings.begin(core, target) };
+        match begun {
+            Ok(opening) => {
+                let flow = self.relay.add_flow(core, tunnel, destination, None, opening);
+                self.openings.set_flow(opening, flow);
+                if let Some(here) = self.relay.tunnels.get_mut(tunnel) {
+                    here.link.attach(destination, flow);
+                }
             }
-            return;
+            // 0x80 has one word for all faults.
+            Err(_) => {
+                if let Some(here) = self.relay.tunnels.get_mut(tunnel) {
+                    here.link.refuse(destination, core.now());
+                }
+            }
         }
-        // A mapped address is another key on the wire, and the same destination for the kernel.
-        let dialled = std::net::SocketAddr::new(to.ip().to_canonical(), to.port());
-        let socket = core.connect(dialled, self.settings.source, Purpose::Flow, Owner::Role);
-        let flow = self.relay.add_flow(core, tunnel, destination, socket, false, ());
-        if let Some(here) = self.relay.tunnels.get_mut(tunnel) {
-            here.link.attach(destination, flow);
-        }
-        self.relay.set_flow_timer(core, flow, self.settings.connect_timeout, CONNECT);
         self.relay.touch(core, tunnel);
+    }
+
+    /// What an opening has come to: its flow goes on, or ends.
+    fn on_outcome(&mut self, core: &mut Core, outcome: Option<Outcome>) {
+        let Some(Outcome { flow, result }) = outcome else { return };
+        match result {
+            Ok(Opened { socket, .. }) => self.relay.connected(core, flow, socket),
+            Err(_) => {
+                let lost = self.relay.give_up(core, flow, false);
+                self.after_loss(core, lost, &"its only flow came to nothing");
+            }
+        }
     }
 
     fn on_flow(&mut self, core: &mut Core, flow: Key, event: Event) {
         let lost = match event {
-            Event::Connected { result: Ok(()), .. } => {
-                self.relay.start(core, flow);
-                None
-            }
-            Event::Connected { result: Err(error), .. } => {
-                debug!(flow = ?flow, %error, "destination not reached");
-                self.relay.give_up(core, flow, false)
-            }
             Event::Received { what, .. } => self.relay.on_flow_received(core, flow, what),
             Event::Sent { chunk, result, .. } => self.relay.on_flow_sent(core, flow, chunk, result),
-            Event::Timer { what: CONNECT, .. } => {
-                debug!(flow = ?flow, "destination not reached in time");
-                self.relay.give_up(core, flow, false)
-            }
             Event::Timer { .. } => self.relay.on_flow_timer(core, flow),
-            Event::Accepted { .. } | Event::Message(_) => None,
+            Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => None,
         };
         self.after_loss(core, lost, &"a destination reset the only flow on it");
     }
@@ -443,7 +446,10 @@ impl Server {
     fn on_message(&mut self, core: &mut Core, message: Message) {
         match message {
             Message::Resolved { ticket, result } => {
-                if let Ok(peer) = usize::try_from(ticket)
+                if let Some(opening) = Openings::of_ticket(ticket) {
+                    let outcome = self.openings.on_resolved(core, opening, result, false);
+                    self.on_outcome(core, outcome);
+                } else if let Ok(peer) = usize::try_from(ticket)
                     && peer < self.dialers.len()
                 {
                     self.on_resolved(core, peer, result);
@@ -490,6 +496,10 @@ impl Role for Server {
             (Owner::Pending(key), event) => self.on_pending(core, key, event),
             (Owner::Tunnel(tunnel), event) => self.on_tunnel(core, tunnel, event),
             (Owner::Flow(flow), event) => self.on_flow(core, flow, event),
+            (Owner::Opening(opening), event) => {
+                let outcome = self.openings.on_event(core, opening, event);
+                self.on_outcome(core, outcome);
+            }
             (_, Event::Timer { what, .. }) => self.on_role_timer(core, what),
             (_, Event::Message(message)) => self.on_message(core, message),
             (Owner::Role | Owner::Listener(_) | Owner::Accepting(_) | Owner::Waiting(_), _) => {}
@@ -498,6 +508,9 @@ impl Role for Server {
 
     fn flush(&mut self, core: &mut Core) {
         self.balance(core);
+        for opening in self.relay.take_abandoned() {
+            self.openings.cancel(core, opening);
+        }
         self.relay.flush(core);
         core.publish_tunnels(self.relay.tunnels.len(), self.relay.idle_tunnels().len());
     }
