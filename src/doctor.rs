@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use crate::crypto::aead::AesSupport;
 use crate::rlimits;
 use crate::shard::affinity;
 use crate::shard::ring::Sizes;
@@ -134,19 +135,14 @@ fn descriptors() -> Row {
 }
 
 fn aes() -> Row {
-    #[cfg(target_arch = "x86_64")]
-    let (one, many) = (is_x86_feature_detected!("aes"), is_x86_feature_detected!("vaes"));
-    #[cfg(target_arch = "aarch64")]
-    let (one, many) = (std::arch::is_aarch64_feature_detected!("aes"), false);
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let (one, many) = (false, false);
-    let found = match (one, many) {
-        (_, true) => "VAES",
-        (true, false) => "AES instructions",
-        (false, false) => "none",
+    let support = AesSupport::of_this_machine();
+    let found = match support {
+        AesSupport::Vectors => "VAES",
+        AesSupport::Instructions => "AES instructions",
+        AesSupport::None => "none",
     };
     let fix = "a processor with AES, or a hypervisor that shows it; in software AES is a hundred times slower";
-    Row::new("AES", found, "AES instructions, better VAES", one || many, Verdict::Advised, fix)
+    Row::new("AES", found, "AES instructions, better VAES", support != AesSupport::None, Verdict::Advised, fix)
 }
 
 /// A kernel setting and what makes it good.

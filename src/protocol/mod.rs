@@ -2,3 +2,4 @@
 //! every reader keeps a few hundred bytes at most, whatever a peer claims.
 pub mod socks5;
 pub mod v80;
+pub mod v81;

@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("doctor", &["exit", "limits", "rlimits", "shard"]),
+    ("doctor", &["crypto", "exit", "limits", "rlimits", "shard"]),
     ("main", &["cli", "config", "demo", "doctor", "exit", "rlimits", "run"]),
 ];
 

@@ -48,9 +48,9 @@ const SHARED: &[(&str, &str, &str)] = &[
 /// `cfg` attributes that are no tests module, and why.
 const CONDITIONAL: &[(&str, &str, &str)] = &[
     ("src/lib.rs", "#![cfg_attr(not(test), warn(clippy::unwrap_used))]", "a lint"),
-    ("src/doctor.rs", "#[cfg(target_arch = \"x86_64\")]", "asks the processor for AES, which each architecture names its own way"),
-    ("src/doctor.rs", "#[cfg(target_arch = \"aarch64\")]", "the same"),
-    ("src/doctor.rs", "#[cfg(not(any(target_arch = \"x86_64\", target_arch = \"aarch64\")))]", "the same"),
+    ("src/crypto/aead.rs", "#[cfg(target_arch = \"x86_64\")]", "asks the processor for AES, which each architecture names its own way"),
+    ("src/crypto/aead.rs", "#[cfg(target_arch = \"aarch64\")]", "the same"),
+    ("src/crypto/aead.rs", "#[cfg(not(any(target_arch = \"x86_64\", target_arch = \"aarch64\")))]", "the same"),
     ("src/mutants.rs", "#[cfg(not(feature = \"mutants\"))]", "the switch of the faults made on purpose"),
     ("src/mutants.rs", "#[cfg(feature = \"mutants\")]", "the same"),
     ("src/shard/buffers.rs", "#[cfg(feature = \"mutants\")]", "one of these faults needs to reach into the arena"),
