@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 use self::arrivals::{Arriving, Crowd};
 use self::placing::Waiting;
 use crate::crypto::fixed_iv::MessageCipher;
+use crate::dial::DialTarget;
 use crate::limits;
 use crate::link::Link;
 use crate::outbox::Outbox;
@@ -47,6 +48,8 @@ use crate::shard::{self, Plan, Role};
 pub struct Settings {
     /// Whose program the servers are.
     pub profile: Profile,
+    /// Servers to dial, each independently.
+    pub dial: Vec<DialTarget>,
     /// Who may log in as a server.
     pub allow_servers: Vec<IpNet>,
     /// User and password that clients need where a listener asks for them. Never printed.
@@ -291,7 +294,7 @@ impl InterServer {
                 core.set_timer(limits::GRACE, Owner::Role, GRACE);
             }
             Message::StopNow => self.stopped = true,
-            Message::Stop | Message::ReportState => {}
+            Message::Stop | Message::ReportState | Message::Keys(_) => {}
         }
     }
 }

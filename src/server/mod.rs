@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use self::dialer::Dialer;
 use self::policy::Policy;
 use crate::crypto::fixed_iv::MessageCipher;
+pub use crate::dial::DialTarget;
 use crate::limits;
 use crate::link::Link;
 use crate::mutants::{self, Mutant};
@@ -45,6 +46,8 @@ pub struct Settings {
     pub profile: Profile,
     /// The inter-servers, each served independently.
     pub dial: Vec<DialTarget>,
+    /// Where inter-servers that dial may come from.
+    pub allow_inter_servers: Vec<IpNet>,
     /// Most tunnels per inter-server and shard.
     pub max_tunnels: usize,
     /// Destinations allowed although the default policy denies them.
@@ -57,15 +60,6 @@ pub struct Settings {
     pub linger: Duration,
     /// A flow without a byte either way ends after this (`None`: never).
     pub idle: Option<Duration>,
-}
-
-/// An inter-server to dial: re-resolved at each try when it is a name.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DialTarget {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
 }
 
 /// Runs a server's shard on this thread until it is stopped.
@@ -455,7 +449,7 @@ impl Server {
                 core.set_timer(limits::GRACE, Owner::Role, GRACE);
             }
             Message::StopNow => self.stopped = true,
-            Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } => {}
+            Message::Stop | Message::ReportState | Message::Keys(_) | Message::Tunnel { .. } | Message::Client { .. } => {}
         }
     }
 
