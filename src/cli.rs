@@ -29,6 +29,8 @@ pub enum Command {
     Keygen(Typed),
     /// Look at the machine.
     Doctor,
+    /// Try a login.
+    Check(Typed),
     /// Show both roles at work.
     Demo,
     /// Be the exit.
@@ -87,6 +89,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, S
     Ok(match matches.subcommand() {
         Some(("keygen", given)) => Command::Keygen(typed(given, &[KEYGEN])),
         Some(("doctor", _)) => Command::Doctor,
+        Some(("check", given)) => Command::Check(typed(given, &[CHECK])),
         Some(("demo", _)) => Command::Demo,
         Some(("server", given)) => Command::Server(typed(given, &[SERVER, COMMON, FILE])),
         Some(("inter-server", given)) => Command::InterServer(typed(given, &[INTER_SERVER, COMMON, FILE])),
@@ -96,15 +99,28 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, S
 
 /// `zhwkprox keygen`.
 const KEYGEN: &[Flag] = &[
-    flag("protocol", "0x80", "the protocol the key is for; must be typed"),
-    flag("cipher", "NAME", "aes-128-ctr (default), aes-256-ctr, aes-128-cfb"),
+    flag("protocol", "VERSION", "the protocol the key is for: 0x81 (default) or 0x80"),
+    flag("cipher", "NAME", "0x80 only: aes-128-ctr (default), aes-256-ctr, aes-128-cfb"),
     flag("out", "FILE", "write here, mode 0600; `-` or nothing: standard output"),
     switch("force", "replace the file if it exists"),
+];
+
+/// `zhwkprox check`.
+const CHECK: &[Flag] = &[
+    flag("dial", "HOST:PORT", "whom to dial and log in to"),
+    flag("key-file", "FILE", "the key to try"),
+    flag("as", "ROLE", "server (default): the other end is an inter-server; or inter-server: it is a server"),
+    flag("protocol", "VERSION", "0x81 (default) or 0x80"),
+    flag("cipher", "LIST", "as for the roles"),
+    flag("iv", "HEX", "0x80 only, as for the roles"),
 ];
 
 /// `zhwkprox server`, and the section `[server]`.
 pub const SERVER: &[Flag] = &[
     many("dial", "HOST:PORT", "an inter-server to dial; several are served independently"),
+    many("listen", "ADDR:PORT", "where inter-servers that dial come in, instead of or beside --dial"),
+    many("allow-inter-servers", "CIDR", "where inter-servers may come from (loopback)"),
+    flag("key-file", "FILE", "the key, made by `zhwkprox keygen`"),
     many("allow", "CIDR", "destinations to allow beyond public addresses (loopback, private and the like are denied)"),
     flag("source", "IP", "source address of connections to destinations"),
     flag("max-tunnels", "N", "most tunnels per inter-server and shard (256)"),
@@ -114,24 +130,33 @@ pub const SERVER: &[Flag] = &[
 /// `zhwkprox inter-server`, and the section `[inter-server]`.
 pub const INTER_SERVER: &[Flag] = &[
     many("listen", "ADDR:PORT", "where servers log in"),
+    many("dial", "HOST:PORT", "a server to dial, instead of or beside --listen"),
     many("socks", "ADDR:PORT", "where SOCKS5 clients come in; also unix:/path"),
     many("shared", "ADDR:PORT", "both on one port; off private networks, clients only with --credentials-file"),
     many("allow-servers", "CIDR", "where servers may log in from (loopback)"),
+    many(
+        "key-file",
+        "[NAME=]FILE",
+        "the key of an exit, made by `zhwkprox keygen`; named by its file (office.key) or NAME; with 0x80 just one",
+    ),
     flag("credentials-file", "FILE", "one line user:password, then asked of every client; required beyond loopback"),
     flag("wait-for-tunnel", "TIME", "how long a client waits for a tunnel (5s)"),
 ];
 
 /// Both roles, and both sections.
 pub const COMMON: &[Flag] = &[
-    flag("protocol", "0x80", "the protocol to speak; must be typed, 0x80 is for trusted wires only"),
-    flag("key-file", "FILE", "the key, made by `zhwkprox keygen`"),
-    flag("cipher", "NAME", "aes-128-ctr (default), aes-256-ctr, aes-128-cfb"),
-    flag("iv", "HEX", "the common IV, 32 hex digits (000102030405060708090a0b0c0d0e0f)"),
-    flag("profile", "NAME", "ours (default), or original: speak to the author's own programs"),
+    flag("protocol", "VERSION", "the protocol to speak: 0x81 (default), or 0x80, for trusted wires only"),
+    flag(
+        "cipher",
+        "LIST",
+        "most wanted first: aes-128-gcm,aes-256-gcm,chacha20-poly1305 (all); for 0x80 one: aes-128-ctr (default), aes-256-ctr, aes-128-cfb",
+    ),
+    flag("iv", "HEX", "0x80 only: the common IV, 32 hex digits (000102030405060708090a0b0c0d0e0f)"),
+    flag("profile", "NAME", "0x80 only: ours (default), or original: speak to the author's own programs"),
     flag("cores", "LIST", "cores to run on, one shard each, as in 0-3,6 (all that may be used)"),
     flag("buffer-memory", "SIZE", "buffers per shard (16MiB)"),
     flag("linger", "TIME", "a half-open flow without progress ends after this (300s)"),
-    flag("idle", "TIME", "a flow without a byte either way ends after this, or off (1h)"),
+    flag("idle", "TIME", "a flow without a byte either way ends after this, or off (off; 1h with 0x80)"),
     flag("resolver", "IP[:PORT]", "ask this name server instead of those in /etc/resolv.conf"),
     flag("log", "FORM", "text (default) or json, one line per event on standard error"),
     flag("log-level", "LEVEL", "error, warn, info (default), debug, trace"),
@@ -165,7 +190,12 @@ fn parser() -> Parser {
         .subcommand(command("demo", "both roles on loopback with a throw-away key, and a curl line to try", &[]))
         .subcommand(command("keygen", "make a key", &[KEYGEN]))
         .subcommand(command("inter-server", "the entry: takes SOCKS5 clients and the servers' tunnels", &[INTER_SERVER, COMMON, FILE]))
-        .subcommand(command("server", "the exit: dials inter-servers and connects to destinations", &[SERVER, COMMON, FILE]))
+        .subcommand(command(
+            "server",
+            "the exit: dials inter-servers, or is dialled, and connects to destinations",
+            &[SERVER, COMMON, FILE],
+        ))
+        .subcommand(command("check", "log in to the other end once, and say what is wrong if it fails", &[CHECK]))
         .subcommand(command("doctor", "what this machine has, what the relay wants, and how to get it", &[]))
 }
 

@@ -6,18 +6,19 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::Router;
 use axum::routing::get;
 
-use crate::config::{Config, ListenAt, Listener, Role, loopback};
+use crate::config::{Config, ListenAt, Listener, Protocol, Role, loopback};
 use crate::control::{Announce, Control};
 use crate::crypto::fixed_iv::{MessageCipher, Method};
+use crate::dial::DialTarget;
 use crate::exit::Failure;
 use crate::inter_server::{self, ListenerKind};
-use crate::keys::Key;
+use crate::keys::v80::Key;
 use crate::limits;
 use crate::protocol::v80::Profile;
 use crate::rlimits;
 use crate::run::listeners::Bound;
 use crate::run::{self, tcp_address};
-use crate::server::{self, DialTarget};
+use crate::server;
 use crate::shard::affinity;
 use crate::telemetry::log;
 
@@ -37,12 +38,12 @@ pub fn run() -> Result<(), Failure> {
     // A demo has few connections.
     let _ = rlimits::raise_nofile();
     let (mut entry_sockets, socks, tunnel) = entry_sockets()?;
-    let cipher = throw_away_cipher()?;
+    let protocol = throw_away_keys()?;
     let cores = affinity::allowed_cores().map_err(|cause| Failure::other(format!("cannot ask for the cores: {cause}")))?;
     let first = cores.first().copied().unwrap_or(0);
     let second = cores.get(1).copied().unwrap_or(first);
-    let entry = config(Role::InterServer(entry_settings()), first, cipher.clone());
-    let exit = config(Role::Server(exit_settings(tunnel)), second, cipher);
+    let entry = config(Role::InterServer(entry_settings()), first, protocol.clone());
+    let exit = config(Role::Server(exit_settings(tunnel)), second, protocol);
     let runtime = run::runtime()?;
     let ended = runtime.block_on(async {
         let events = run::events()?;
@@ -73,17 +74,19 @@ fn entry_sockets() -> Result<(Bound, SocketAddr, SocketAddr), Failure> {
     }
 }
 
-fn throw_away_cipher() -> Result<MessageCipher, Failure> {
+fn throw_away_keys() -> Result<Protocol, Failure> {
     let method = Method::Aes128Ctr;
     let key = Key::generate(method.key_bytes()).map_err(|cause| Failure::other(cause.to_string()))?;
     let iv = Key::generate(16).map_err(|cause| Failure::other(cause.to_string()))?;
     let iv = iv.bytes().try_into().unwrap_or_default();
-    MessageCipher::new(method, key.bytes(), iv).map_err(|error| Failure::other(error.to_string()))
+    let cipher = MessageCipher::new(method, key.bytes(), iv).map_err(|error| Failure::other(error.to_string()))?;
+    Ok(Protocol::V80 { cipher, profile: Profile::Ours })
 }
 
 fn entry_settings() -> inter_server::Settings {
     inter_server::Settings {
         profile: Profile::Ours,
+        dial: Vec::new(),
         allow_servers: loopback(),
         credentials: None,
         linger: limits::LINGER,
@@ -96,6 +99,7 @@ fn exit_settings(tunnel: SocketAddr) -> server::Settings {
     server::Settings {
         profile: Profile::Ours,
         dial: vec![DialTarget { host: tunnel.ip().to_string(), port: tunnel.port() }],
+        allow_inter_servers: loopback(),
         max_tunnels: limits::MAX_TUNNELS,
         allow: loopback(),
         source: None,
@@ -105,13 +109,12 @@ fn exit_settings(tunnel: SocketAddr) -> server::Settings {
     }
 }
 
-fn config(role: Role, core: usize, cipher: MessageCipher) -> Config {
+fn config(role: Role, core: usize, protocol: Protocol) -> Config {
     Config {
         role,
         cores: vec![core],
         buffer_memory: limits::BUFFER_MEMORY,
-        cipher,
-        profile: Profile::Ours,
+        protocol,
         listeners: Vec::new(),
         resolver: None,
         log: log::Settings { form: log::Form::Text, level: tracing::Level::WARN },

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
+use crate::keys::MARKS;
 
 /// Why a command did not do what it was asked to. One line, lower case, facts first.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ impl Failure {
 fn without_keys(line: &str) -> String {
     let mut rest = line;
     let mut clean = String::with_capacity(line.len());
-    while let Some(at) = ["zhwkprox-0x80:", "ascii:"].iter().filter_map(|mark| rest.find(mark).map(|at| at + mark.len())).min() {
+    while let Some(at) = MARKS.iter().filter_map(|mark| rest.find(*mark).map(|at| at + mark.len())).min() {
         let (before, after) = rest.split_at(at);
         let secret = after.find(['`', '\'', '"', ' ']).unwrap_or(after.len());
         clean.push_str(before);

@@ -1,11 +1,13 @@
 //! An encrypted TCP relay for Linux on io_uring.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod demo;
+pub mod dial;
 pub mod doctor;
 pub mod exit;
 pub mod inter_server;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use zhwkprox::cli::{self, Command, Stop, Typed};
-use zhwkprox::config::{self, Config, ConfigError};
+use zhwkprox::config::{self, Check, Config, ConfigError};
 use zhwkprox::exit::Failure;
-use zhwkprox::{demo, doctor, rlimits, run};
+use zhwkprox::{check, demo, doctor, rlimits, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let done = match cli::parse(std::env::args_os()) {
         Ok(Command::Keygen(typed)) => keygen(&typed),
         Ok(Command::Doctor) => doctor(),
+        Ok(Command::Check(typed)) => try_login(&typed),
         Ok(Command::Demo) => demo::run(),
         Ok(Command::Server(typed)) => role(&typed, Config::server),
         Ok(Command::InterServer(typed)) => role(&typed, Config::inter_server),
@@ -26,6 +27,13 @@ fn main() -> ExitCode {
 
 fn keygen(typed: &Typed) -> Result<(), Failure> {
     config::keygen(typed)?.map_err(|cause| Failure::other(cause.to_string()))
+}
+
+fn try_login(typed: &Typed) -> Result<(), Failure> {
+    let check = Check::read(typed)?;
+    let warnings: String = check.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    show(&warnings)?;
+    show(&format!("{}\n", check::run(check)?))
 }
 
 fn doctor() -> Result<(), Failure> {

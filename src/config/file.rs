@@ -60,7 +60,7 @@ impl File {
                     let message = format!("got the unknown key `{text}`, expected one of {}", known.join(", "));
                     return Err(self.wrong(key.span(), &message));
                 };
-                let found = self.values(name, value)?;
+                let found = self.values(section.get_ref(), name, value)?;
                 if section.get_ref().as_ref() == wanted && !found.is_empty() {
                     values.add_weaker(name, found);
                 }
@@ -70,22 +70,22 @@ impl File {
     }
 
     /// A text or a whole number, or, for what may be given several times, a list of them.
-    fn values(&self, name: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<Value>, ConfigError> {
-        let many = super::may_repeat(name);
+    fn values(&self, section: &str, name: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<Value>, ConfigError> {
+        let many = super::may_repeat(section, name);
         match value.get_ref() {
-            DeValue::Array(array) if many => array.iter().map(|item| self.value(name, item)).collect(),
-            _ => Ok(vec![self.value(name, value)?]),
+            DeValue::Array(array) if many => array.iter().map(|item| self.value(name, many, item)).collect(),
+            _ => Ok(vec![self.value(name, many, value)?]),
         }
     }
 
-    fn value(&self, name: &str, value: &Spanned<DeValue<'_>>) -> Result<Value, ConfigError> {
+    fn value(&self, name: &str, many: bool, value: &Spanned<DeValue<'_>>) -> Result<Value, ConfigError> {
         let text = match value.get_ref() {
             DeValue::String(text) => text.to_string(),
             DeValue::Integer(number) => {
                 i64::from_str_radix(number.as_str(), number.radix()).map_or_else(|_| number.to_string(), |n| n.to_string())
             }
             other => {
-                let list = if super::may_repeat(name) { " or a list of them" } else { "" };
+                let list = if many { " or a list of them" } else { "" };
                 let message = format!("{name}: got a value of type {}, expected a text in quotes{list}", other.type_str());
                 return Err(self.wrong(value.span(), &message));
             }

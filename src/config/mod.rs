@@ -2,25 +2,31 @@
 //! said here, with the place it was written at; below nothing is validated again.
 
 mod file;
+mod listeners;
 mod parse;
+mod protocol;
 mod value;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use crate::cli::{self, Typed};
-use crate::crypto::fixed_iv::{MessageCipher, Method};
+use crate::crypto::fixed_iv::Method;
+use crate::dial::DialTarget;
 use crate::inter_server::{self, ListenerKind};
-use crate::keys::{self, Key};
+use crate::keys::v80::Key;
+use crate::keys::{self, v81};
 use crate::limits;
 use crate::protocol::socks5::Credentials;
-use crate::protocol::v80::Profile;
+use crate::protocol::v80::{Profile, Side};
 use crate::server;
 use crate::shard::affinity;
 use crate::telemetry::log;
 
+pub use protocol::Protocol;
+use protocol::{KeyFiles, Version};
 use value::Values;
 
 /// Something that was typed or written cannot be meant. The text is one line: where, what was got, what is expected.
@@ -37,11 +43,9 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Bytes of buffers per shard.
     pub buffer_memory: usize,
-    /// Key, cipher and IV.
-    pub cipher: MessageCipher,
-    /// Who is on the other end.
-    pub profile: Profile,
-    /// Sockets to listen on; none for a server that dials.
+    /// What tunnels speak, with its keys.
+    pub protocol: Protocol,
+    /// Sockets to listen on; none for a server that only dials.
     pub listeners: Vec<Listener>,
     /// A name server to ask instead of the system's.
     pub resolver: Option<SocketAddr>,
@@ -94,7 +98,7 @@ impl Config {
     /// Whatever cannot be meant.
     pub fn server(typed: &Typed) -> Result<Self, ConfigError> {
         let values = file::gather(typed, "server")?;
-        Common::read(&values)?.server(&values)
+        Common::read(&values, KeyFiles::One)?.server(&values)
     }
 
     /// Reads what `zhwkprox inter-server` was given.
@@ -103,7 +107,39 @@ impl Config {
     /// Whatever cannot be meant.
     pub fn inter_server(typed: &Typed) -> Result<Self, ConfigError> {
         let values = file::gather(typed, "inter-server")?;
-        Common::read(&values)?.inter_server(&values)
+        Common::read(&values, KeyFiles::Named)?.inter_server(&values)
+    }
+}
+
+/// What `zhwkprox check` is to try.
+#[derive(Debug)]
+pub struct Check {
+    /// Whom to dial.
+    pub dial: DialTarget,
+    /// What to be: [`Side::Exit`] is a server that dials an inter-server.
+    pub side: Side,
+    /// What to speak, with the key.
+    pub protocol: Protocol,
+    /// What is not wrong, but should be said.
+    pub warnings: Vec<String>,
+}
+
+impl Check {
+    /// Reads what `zhwkprox check` was given.
+    ///
+    /// # Errors
+    /// Whatever cannot be meant.
+    pub fn read(typed: &Typed) -> Result<Self, ConfigError> {
+        let values = Values::typed(typed);
+        let mut warnings = Vec::new();
+        let protocol = Protocol::read(&values, KeyFiles::One, &mut warnings)?;
+        let dial = values.one("dial", parse::dial_target)?;
+        Ok(Self {
+            dial: dial.ok_or_else(|| missing("--dial HOST:PORT", "whom to try"))?,
+            side: values.one("as", parse::side)?.unwrap_or(Side::Exit),
+            protocol,
+            warnings,
+        })
     }
 }
 
@@ -113,7 +149,12 @@ impl Config {
 /// Wrong use, or the outer error for what the system refuses.
 pub fn keygen(typed: &Typed) -> Result<Result<(), std::io::Error>, ConfigError> {
     let values = Values::typed(typed);
-    protocol(&values)?;
+    let version = Version::read(&values)?;
+    if version == Version::V81 && values.has("cipher") {
+        let message =
+            "is for protocol 0x80, got protocol 0x81, whose keys serve every cipher. cure: leave it out, or choose --protocol 0x80";
+        return Err(values.error("cipher", &message));
+    }
     let method = values.one("cipher", parse::method)?.unwrap_or(Method::Aes128Ctr);
     let path = typed.one("out").filter(|path| *path != "-").map(Path::new);
     let force = typed.switch("force");
@@ -123,9 +164,13 @@ pub fn keygen(typed: &Typed) -> Result<Result<(), std::io::Error>, ConfigError> 
     {
         return Err(ConfigError(format!("{} exists: a key that is in use would be lost. with --force it is replaced", path.display())));
     }
-    let written = Key::generate(method.key_bytes()).and_then(|key| match path {
-        Some(path) => key.write_file(path, force).map_err(|cause| context(&format!("cannot write {}", path.display()), &cause)),
-        None => key.write_stdout().map_err(|cause| context("cannot write to standard output", &cause)),
+    let line = match version {
+        Version::V80 => Key::generate(method.key_bytes()).map(|key| key.line()),
+        Version::V81 => v81::generate(),
+    };
+    let written = line.and_then(|line| match path {
+        Some(path) => line.write_file(path, force).map_err(|cause| context(&format!("cannot write {}", path.display()), &cause)),
+        None => line.write_stdout().map_err(|cause| context("cannot write to standard output", &cause)),
     });
     Ok(written)
 }
@@ -134,28 +179,12 @@ fn context(what: &str, cause: &std::io::Error) -> std::io::Error {
     std::io::Error::new(cause.kind(), format!("{what}: {cause}"))
 }
 
-/// 0x80 has to be asked for by name, from the first day on: what one gets without asking must be the safe one.
-fn protocol(values: &Values) -> Result<(), ConfigError> {
-    let protocol = values.one("protocol", |text| match text {
-        "0x80" => Ok(()),
-        "0x81" => Err("0x80: 0x81 is not in this version yet".to_owned()),
-        _ => Err("0x80".to_owned()),
-    })?;
-    protocol.ok_or_else(|| {
-        ConfigError(
-            "--protocol 0x80 must be typed: it is for trusted wires only, and 0x81, which will be the default, is not in this version yet"
-                .to_owned(),
-        )
-    })
-}
-
 /// What both roles have.
 struct Common {
     cores: Vec<usize>,
     cores_chosen: bool,
     buffer_memory: usize,
-    cipher: MessageCipher,
-    profile: Profile,
+    protocol: Protocol,
     linger: std::time::Duration,
     idle: Option<std::time::Duration>,
     resolver: Option<SocketAddr>,
@@ -164,34 +193,20 @@ struct Common {
 }
 
 impl Common {
-    fn read(values: &Values) -> Result<Self, ConfigError> {
-        protocol(values)?;
+    fn read(values: &Values, files: KeyFiles) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
-        let profile = values.one("profile", parse::profile)?.unwrap_or(Profile::Ours);
-        let original = profile == Profile::Original;
-        let method = values.one("cipher", |text| match parse::method(text)? {
-            Method::Aes128Cfb => Ok(Method::Aes128Cfb),
-            _ if original => Err("aes-128-cfb with --profile original".to_owned()),
-            method => Ok(method),
-        })?;
-        let method = method.unwrap_or(if original { Method::Aes128Cfb } else { Method::Aes128Ctr });
-        let iv = values.one_unseen("iv", parse::iv)?.unwrap_or(parse::DEFAULT_IV);
-        let path = values.one("key-file", |text| Ok(text.to_owned()))?;
-        let path = path.ok_or_else(|| missing("--key-file FILE", "make one with `zhwkprox keygen --protocol 0x80 --out FILE`"))?;
-        let path = values.resolve("key-file", &path);
-        let (key, warning) = Key::load(&path, method.key_bytes(), &method.to_string()).map_err(|error| values.error("key-file", &error))?;
-        warnings.extend(warning);
-        let cipher = MessageCipher::new(method, key.bytes(), iv).map_err(|error| values.error("key-file", &error))?;
-
+        let protocol = Protocol::read(values, files, &mut warnings)?;
         let available = affinity::allowed_cores().map_err(|cause| ConfigError(format!("cannot ask for the cores: {cause}")))?;
         let chosen = values.one("cores", |text| parse::cores(text, &available))?;
-        let idle = values.one("idle", parse::duration_or_off)?.unwrap_or(Some(limits::IDLE_V80));
+        let idle = values.one("idle", parse::duration_or_off)?.unwrap_or(match protocol {
+            Protocol::V80 { .. } => Some(limits::IDLE_V80),
+            Protocol::V81 { .. } => None,
+        });
         Ok(Self {
             cores_chosen: chosen.is_some(),
             cores: chosen.unwrap_or(available),
             buffer_memory: values.one("buffer-memory", parse::buffer_memory)?.unwrap_or(limits::BUFFER_MEMORY),
-            cipher,
-            profile,
+            protocol,
             linger: values.one("linger", parse::duration)?.unwrap_or(limits::LINGER),
             idle,
             resolver: values.one("resolver", parse::resolver)?,
@@ -204,20 +219,29 @@ impl Common {
     }
 
     fn server(mut self, values: &Values) -> Result<Config, ConfigError> {
-        let dial = values.all("dial", parse::dial_target)?;
-        if dial.is_empty() {
-            return Err(missing("--dial HOST:PORT", "the inter-server to serve"));
+        let dial = dial(values)?;
+        let listeners = listeners::server(values)?;
+        if dial.is_empty() && listeners.is_empty() {
+            return Err(missing("--dial HOST:PORT (or --listen ADDR:PORT)", "the inter-server to serve, or where inter-servers come in"));
         }
+        let profile = self.protocol.profile();
+        let original = profile == Profile::Original;
+        if original && !listeners.is_empty() {
+            return Err(values.error("listen", &"got --profile original, expected ours: the author's inter-server does not dial"));
+        }
+        let allow_inter_servers = self.allowed(values, "allow-inter-servers", |all| {
+            format!("inter-servers may log in from everywhere ({all}): in 0x80 whoever has seen one handshake can")
+        })?;
         // The author's inter-server is made for one server with one tunnel.
-        let original = self.profile == Profile::Original;
         let usual = if original { 1 } else { limits::MAX_TUNNELS };
         let max_tunnels = values.one("max-tunnels", |text| parse::number(text, 1..=65_535))?;
         if original && !self.cores_chosen {
             self.cores.truncate(1);
         }
         let settings = server::Settings {
-            profile: self.profile,
+            profile,
             dial,
+            allow_inter_servers,
             max_tunnels: max_tunnels.unwrap_or(usual),
             allow: values.all("allow", parse::network)?,
             source: values.one("source", parse::ip)?,
@@ -225,13 +249,18 @@ impl Common {
             linger: self.linger,
             idle: self.idle,
         };
-        Ok(self.into_config(Role::Server(settings), Vec::new()))
+        Ok(self.into_config(Role::Server(settings), listeners))
     }
 
     fn inter_server(mut self, values: &Values) -> Result<Config, ConfigError> {
         let credentials = self.credentials(values)?;
         let authenticate = credentials.is_some();
-        let listeners = listeners(values, authenticate)?;
+        let dial = dial(values)?;
+        let listeners = listeners::inter_server(values, authenticate, !dial.is_empty())?;
+        let profile = self.protocol.profile();
+        if profile == Profile::Original && !dial.is_empty() {
+            return Err(values.error("dial", &"got --profile original, expected ours: the author's server does not listen"));
+        }
         for listener in &listeners {
             if matches!(listener.kind, ListenerKind::Shared { clients: false, .. }) {
                 self.warnings.push(format!(
@@ -240,15 +269,12 @@ impl Common {
                 ));
             }
         }
-        let mut allow_servers = values.all("allow-servers", parse::network)?;
-        if allow_servers.is_empty() {
-            allow_servers = loopback();
-        }
-        if let Some(all) = allow_servers.iter().find(|network| network.prefix_len() == 0) {
-            self.warnings.push(format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic"));
-        }
+        let allow_servers = self.allowed(values, "allow-servers", |all| {
+            format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic")
+        })?;
         let settings = inter_server::Settings {
-            profile: self.profile,
+            profile,
+            dial,
             allow_servers,
             credentials,
             linger: self.linger,
@@ -258,9 +284,18 @@ impl Common {
         Ok(self.into_config(Role::InterServer(settings), listeners))
     }
 
+    /// Who may log in here, loopback unless somebody is named. On 0x81 a login proves a key, on 0x80 next to nothing.
+    fn allowed(&mut self, values: &Values, name: &str, warning: impl Fn(&IpNet) -> String) -> Result<Vec<IpNet>, ConfigError> {
+        let allowed = values.all(name, parse::network)?;
+        if let (Some(all), Protocol::V80 { .. }) = (allowed.iter().find(|network| network.prefix_len() == 0), &self.protocol) {
+            self.warnings.push(warning(all));
+        }
+        Ok(if allowed.is_empty() { loopback() } else { allowed })
+    }
+
     fn credentials(&mut self, values: &Values) -> Result<Option<Credentials>, ConfigError> {
-        let Some(path) = values.one("credentials-file", |text| Ok(text.to_owned()))? else { return Ok(None) };
-        let path = values.resolve("credentials-file", &path);
+        let Some(file) = values.written("credentials-file").first() else { return Ok(None) };
+        let path = file.resolve(Path::new(&file.text));
         let (contents, warning) = keys::read_secret(&path).map_err(|error| values.error("credentials-file", &error))?;
         self.warnings.extend(warning);
         let credentials = parse::credentials(&contents);
@@ -270,8 +305,8 @@ impl Common {
     }
 
     fn into_config(self, role: Role, listeners: Vec<Listener>) -> Config {
-        let Self { cores, buffer_memory, cipher, profile, resolver, log, warnings, .. } = self;
-        Config { role, cores, buffer_memory, cipher, profile, listeners, resolver, log, warnings }
+        let Self { cores, buffer_memory, protocol, resolver, log, warnings, .. } = self;
+        Config { role, cores, buffer_memory, protocol, listeners, resolver, log, warnings }
     }
 }
 
@@ -283,49 +318,12 @@ pub fn loopback() -> Vec<IpNet> {
     vec![v4.into(), v6.into()]
 }
 
-fn listeners(values: &Values, authenticate: bool) -> Result<Vec<Listener>, ConfigError> {
-    let tunnel = values.all("listen", parse::address)?;
-    let shared = values.all("shared", parse::address)?;
-    let socks = values.all("socks", |text| {
-        let at = parse::listen_at(text)?;
-        match &at {
-            ListenAt::Tcp(address) if !authenticate && !address.ip().is_loopback() => {
-                Err("a loopback address or unix:/path, or --credentials-file with it: it would be an open proxy".to_owned())
-            }
-            _ => Ok(at),
-        }
-    })?;
-    if tunnel.is_empty() && shared.is_empty() {
-        return Err(missing("--listen ADDR:PORT (or --shared)", "where servers log in"));
+fn dial(values: &Values) -> Result<Vec<DialTarget>, ConfigError> {
+    let dial = values.all("dial", parse::dial_target)?;
+    if dial.len() > server::MAX_DIAL {
+        return Err(values.error("dial", &format!("got {} to dial, expected at most {}", dial.len(), server::MAX_DIAL)));
     }
-    if socks.is_empty() && shared.is_empty() {
-        return Err(missing("--socks ADDR:PORT (or --shared)", "where clients come in"));
-    }
-    let tunnel = tunnel.into_iter().map(|address| Listener { kind: ListenerKind::Tunnel, at: ListenAt::Tcp(address) });
-    let socks = socks.into_iter().map(|at| Listener { kind: ListenerKind::Socks { authenticate }, at });
-    let shared = shared.into_iter().map(|address| Listener {
-        kind: ListenerKind::Shared { authenticate, clients: authenticate || is_private(address.ip()) },
-        at: ListenAt::Tcp(address),
-    });
-    let listeners: Vec<Listener> = tunnel.chain(socks).chain(shared).collect();
-    for (index, listener) in listeners.iter().enumerate() {
-        let port_is_chosen = matches!(listener.at, ListenAt::Tcp(address) if address.port() == 0);
-        if !port_is_chosen && listeners[..index].iter().any(|other| other.at == listener.at) {
-            return Err(ConfigError(format!(
-                "{} is given twice, expected each address once (--shared takes both on one port)",
-                listener.at
-            )));
-        }
-    }
-    Ok(listeners)
-}
-
-/// Loopback and private addresses, where whoever connects is known.
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
-        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
-    }
+    Ok(dial)
 }
 
 fn missing(what: &str, why: &str) -> ConfigError {
@@ -342,7 +340,8 @@ fn keys_of(section: &str) -> Option<Vec<&'static str>> {
     Some(own.iter().chain(cli::COMMON).map(|flag| flag.name).collect())
 }
 
-/// Whether a key takes a list.
-fn may_repeat(name: &str) -> bool {
-    cli::SERVER.iter().chain(cli::INTER_SERVER).any(|flag| flag.name == name && flag.many)
+/// Whether a key of a section takes a list.
+fn may_repeat(section: &str, name: &str) -> bool {
+    let own = if section == "server" { cli::SERVER } else { cli::INTER_SERVER };
+    own.iter().any(|flag| flag.name == name && flag.many)
 }

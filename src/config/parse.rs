@@ -8,11 +8,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::ListenAt;
+use crate::crypto::aead;
 use crate::crypto::fixed_iv::Method;
+use crate::dial::DialTarget;
 use crate::limits;
 use crate::protocol::socks5::Credentials;
-use crate::protocol::v80::Profile;
-use crate::server::DialTarget;
+use crate::protocol::v80::{Profile, Side};
 use crate::shard::affinity;
 use crate::telemetry::log;
 
@@ -25,8 +26,26 @@ const BUFFER_MEMORY_MAX: usize = limits::SLOT_BYTES << 16;
 
 type Parsed<T> = Result<T, String>;
 
+/// A cipher of 0x80.
 pub(super) fn method(text: &str) -> Parsed<Method> {
-    text.parse().map_err(|_| "aes-128-ctr, aes-256-ctr or aes-128-cfb".to_owned())
+    let later = text.split(',').all(|name| name.trim().parse::<aead::Method>().is_ok());
+    let hint = if later { " with protocol 0x80: this is of protocol 0x81" } else { "" };
+    text.parse().map_err(|_| format!("aes-128-ctr, aes-256-ctr or aes-128-cfb{hint}"))
+}
+
+/// Ciphers of 0x81, each once, most wanted first.
+pub(super) fn methods(text: &str) -> Parsed<Vec<aead::Method>> {
+    let hint = if text.parse::<Method>().is_ok() { " with protocol 0x81: this is of protocol 0x80" } else { "" };
+    let expected = || format!("a list of aes-128-gcm, aes-256-gcm and chacha20-poly1305, most wanted first{hint}");
+    let mut methods = Vec::new();
+    for name in text.split(',') {
+        let method = name.trim().parse().map_err(|_| expected())?;
+        if methods.contains(&method) {
+            return Err(format!("each cipher once: {method} comes twice"));
+        }
+        methods.push(method);
+    }
+    Ok(methods)
 }
 
 pub(super) fn profile(text: &str) -> Parsed<Profile> {
@@ -34,6 +53,14 @@ pub(super) fn profile(text: &str) -> Parsed<Profile> {
         "ours" => Ok(Profile::Ours),
         "original" => Ok(Profile::Original),
         _ => Err("ours or original".to_owned()),
+    }
+}
+
+pub(super) fn side(text: &str) -> Parsed<Side> {
+    match text {
+        "server" => Ok(Side::Exit),
+        "inter-server" => Ok(Side::Entry),
+        _ => Err("server or inter-server".to_owned()),
     }
 }
 
@@ -291,6 +318,16 @@ mod tests {
         let long = format!("unix:/{}", "a".repeat(107));
         for wrong in ["localhost:1080", "1080", "::1:1080", "unix:", "unix:socks", &long] {
             assert!(listen_at(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ciphers_of_0x81_are_a_list_with_each_once() {
+        use aead::Method::{Aes128Gcm, Aes256Gcm, ChaCha20Poly1305};
+        assert_eq!(methods("aes-256-gcm"), Ok(vec![Aes256Gcm]));
+        assert_eq!(methods("chacha20-poly1305, aes-128-gcm"), Ok(vec![ChaCha20Poly1305, Aes128Gcm]));
+        for wrong in ["", ",", "aes-128-gcm,", "aes-128-gcm,aes-128-gcm", "aes-128-ctr", "aes-128-gcm aes-256-gcm"] {
+            assert!(methods(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -54,32 +54,46 @@ impl Values {
 
     /// Like [`Self::one`], for a value that is not repeated in messages.
     pub(super) fn one_unseen<T>(&self, name: &str, meaning: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.0.get(name).and_then(|values| values.first()) else { return Ok(None) };
+        let Some(value) = self.written(name).first() else { return Ok(None) };
         let wrong = |expected| ConfigError(format!("{}expected {expected}, got {} characters", place(name, value), value.text.len()));
         meaning(&value.text).map(Some).map_err(wrong)
     }
 
     /// A setting that may be given several times.
     pub(super) fn all<T>(&self, name: &str, meaning: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
-        let values = self.0.get(name).map_or(&[][..], Vec::as_slice);
         let wrong = |value: &Value, expected| ConfigError(format!("{}got `{}`, expected {expected}", place(name, value), value.text));
-        values.iter().map(|value| meaning(&value.text).map_err(|expected| wrong(value, expected))).collect()
+        self.written(name).iter().map(|value| meaning(&value.text).map_err(|expected| wrong(value, expected))).collect()
     }
 
-    /// A path as meant: one in a configuration file starts from that file's folder.
-    pub(super) fn resolve(&self, name: &str, path: &str) -> PathBuf {
-        match self.0.get(name).and_then(|values| values.first()) {
-            Some(Value { place: Place::Line { file, .. }, .. }) => {
-                file.parent().map_or_else(|| PathBuf::from(path), |folder| folder.join(path))
-            }
-            _ => PathBuf::from(path),
-        }
+    /// The values of a setting as they were written.
+    pub(super) fn written(&self, name: &str) -> &[Value] {
+        self.0.get(name).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// Whether a setting was given at all.
+    pub(super) fn has(&self, name: &str) -> bool {
+        !self.written(name).is_empty()
     }
 
     /// An error about a setting that only showed itself after its text was understood.
     pub(super) fn error(&self, name: &str, error: &dyn Display) -> ConfigError {
-        let place = self.0.get(name).and_then(|values| values.first()).map(|value| place(name, value)).unwrap_or_default();
+        let place = self.written(name).first().map(|value| place(name, value)).unwrap_or_default();
         ConfigError(format!("{place}{error}"))
+    }
+}
+
+impl Value {
+    /// The value as a path: one in a configuration file starts from that file's folder.
+    pub(super) fn resolve(&self, path: &Path) -> PathBuf {
+        match &self.place {
+            Place::Line { file, .. } => file.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path)),
+            Place::Flag => path.to_owned(),
+        }
+    }
+
+    /// An error about this value.
+    pub(super) fn error(&self, name: &str, error: &dyn Display) -> ConfigError {
+        ConfigError(format!("{}{error}", place(name, self)))
     }
 }
 

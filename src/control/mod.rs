@@ -1,16 +1,18 @@
-//! The control thread: plain tokio, beside the shards. It takes signals, looks names up, gathers the shards' states, and notices
-//! when a shard ends.
+//! The control thread: plain tokio, beside the shards. It takes signals, looks names up, reads key files again, gathers the shards'
+//! states, and notices when a shard ends.
 //!
 //! ```text
 //!   signals ─┐                              ┌─▶ postbox of each shard
 //!   shards ──┼─▶ one queue of events ── run ┤
-//!   names ───┘                              └─▶ state lines on standard output
+//!   names ───┤                              └─▶ state lines on standard output
+//!   keys ────┘
 //! ```
 //!
 //! What always holds between calls: nothing in the loop waits for anything but the next event, so one slow name, or a reader that
 //! does not take its state line, holds up nobody.
 
 mod names;
+mod reload;
 mod signals;
 
 use std::io::{self, Write};
@@ -21,10 +23,12 @@ use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::exit::Failure;
+use crate::keys::v81::KeyRing;
 use crate::limits::{GRACE, STUCK};
 use crate::shard::inbox::{Message, Postbox, ToControl};
 use crate::shard::state::State;
 use names::{Found, Names, Waiter};
+use reload::{ReadAgain, Reload};
 use signals::Signal;
 
 /// The demo's tunnel is there in milliseconds, or something is wrong.
@@ -39,6 +43,8 @@ pub struct Group {
     pub role: &'static str,
     /// One per shard, in the order of their indices.
     pub postboxes: Vec<Postbox>,
+    /// On 0x81: its keys and their files.
+    pub keys: Option<KeyRing>,
 }
 
 /// Something for the control thread.
@@ -66,6 +72,9 @@ pub enum Event {
     /// A look-up has ended.
     #[doc(hidden)]
     Found(#[expect(private_interfaces, reason = "made in this module only")] Found),
+    /// Key files were read again.
+    #[doc(hidden)]
+    Keys(#[expect(private_interfaces, reason = "made in this module only")] ReadAgain),
     /// A state line is out.
     Printed,
     /// A time is up.
@@ -86,6 +95,12 @@ pub enum Deadline {
 impl From<Signal> for Event {
     fn from(signal: Signal) -> Self {
         Self::Signal(signal)
+    }
+}
+
+impl From<ReadAgain> for Event {
+    fn from(read: ReadAgain) -> Self {
+        Self::Keys(read)
     }
 }
 
@@ -180,6 +195,7 @@ pub struct Control {
 struct Members {
     role: &'static str,
     shards: Vec<Member>,
+    reload: Reload,
 }
 
 #[derive(Debug)]
@@ -200,7 +216,11 @@ impl Control {
     #[must_use]
     pub fn new(events: Events, groups: Vec<Group>, resolver: Option<SocketAddr>, announce: Announce) -> Self {
         let member = |postbox| Member { postbox, running: true, state: None };
-        let members = |group: Group| Members { role: group.role, shards: group.postboxes.into_iter().map(member).collect() };
+        let members = |group: Group| Members {
+            role: group.role,
+            shards: group.postboxes.into_iter().map(member).collect(),
+            reload: Reload::new(group.keys),
+        };
         Self {
             events,
             groups: groups.into_iter().map(members).collect(),
@@ -237,7 +257,12 @@ impl Control {
                 self.wanted = true;
                 self.ask_if_wanted();
             }
-            Event::Signal(Signal::Reload) => tracing::info!("SIGHUP: nothing to reload in 0x80"),
+            Event::Signal(Signal::Reload) => {
+                for (index, group) in self.groups.iter_mut().enumerate() {
+                    group.reload.begin(index, &self.events.sender);
+                }
+            }
+            Event::Keys(read) => self.on_keys(read),
             Event::Found(found) => self.names.on_found(&found),
             Event::Printed => {
                 self.printing = false;
@@ -268,6 +293,15 @@ impl Control {
             }
             // Its thread ends next, and that is what counts.
             ToControl::Stopped { shard } => tracing::debug!(shard, role = self.groups[group].role, "shard has stopped"),
+        }
+    }
+
+    fn on_keys(&mut self, read: ReadAgain) {
+        let group = &mut self.groups[read.group];
+        if let Some(keys) = group.reload.end(read, &self.events.sender) {
+            for shard in group.running() {
+                shard.postbox.post(Message::Keys(keys.clone()));
+            }
         }
     }
 

@@ -18,6 +18,7 @@ mod placing;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -25,11 +26,13 @@ use tracing::{debug, info, warn};
 
 use self::arrivals::{Arriving, Crowd};
 use self::placing::Waiting;
+use crate::dial::DialTarget;
 use crate::limits;
 use crate::link::{self, LinkFault};
 use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{Proof, Protocol};
+use crate::protocol::v81::handshake::Keys;
 use crate::protocol::socks5::{self, Credentials, Reply, Target};
 use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
@@ -44,6 +47,8 @@ use crate::shard::{self, Plan, Role};
 /// What the operator wants of the inter-server.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Servers to dial, each independently.
+    pub dial: Vec<DialTarget>,
     /// Who may log in as a server.
     pub allow_servers: Vec<IpNet>,
     /// User and password that clients need where a listener asks for them. Never printed.
@@ -199,6 +204,17 @@ impl InterServer {
         }
     }
 
+    /// The keys have been read again: tunnels of those that are gone, or are others now, end.
+    fn on_keys(&mut self, core: &mut Core, keys: Arc<Keys>) {
+        let Protocol::V81 { keys: before, .. } = &self.protocol else { return };
+        let is_kept = |name: &str| before.iter().any(|(its, psk)| **its == *name && keys.holds(name, psk));
+        let withdrawn = self.relay.tunnels.iter().filter(|(_, here)| here.link.name().is_some_and(|name| !is_kept(name)));
+        for tunnel in withdrawn.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.end_faulty(core, tunnel, &LinkFault::Withdrawn);
+        }
+        self.protocol.set_keys(keys);
+    }
+
     fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
         if self.relay.is_ending(tunnel) {
             self.redial_until = core.now() + limits::WAIT_FOR_REDIAL;
@@ -322,6 +338,7 @@ impl InterServer {
             }
             Message::StopNow => self.stopped = true,
             Message::Login { name } => self.on_login(core, &name, None),
+            Message::Keys(keys) => self.on_keys(core, keys),
             Message::Stop | Message::ReportState => {}
         }
     }

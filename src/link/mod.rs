@@ -77,6 +77,9 @@ pub enum LinkFault {
     /// A frame of 0x81 that breaks a rule.
     #[error(transparent)]
     Rule(#[from] Fault),
+    /// The peer's key has been withdrawn here.
+    #[error("its key has been withdrawn")]
+    Withdrawn,
     /// The peer says that the tunnel is over.
     #[error("ended by the peer: {0}")]
     GoAway(String),

@@ -411,12 +411,16 @@ impl Link for V81 {
     }
 
     fn last_word(&mut self, fault: &LinkFault) -> bool {
-        if matches!(fault, LinkFault::Rule(_)) {
-            self.session.go_away(goaway::FAULT, &fault.to_string());
-            self.queue.clear();
-            self.is_finishing = true;
-        }
-        self.is_finishing
+        let code = match fault {
+            LinkFault::Rule(_) => goaway::FAULT,
+            LinkFault::Withdrawn => goaway::KEY,
+            // What does not verify is not answered.
+            _ => return false,
+        };
+        self.session.go_away(code, &fault.to_string());
+        self.queue.clear();
+        self.is_finishing = true;
+        true
     }
 
     fn flush(&mut self, core: &mut Core, tunnel: Key) {

@@ -106,6 +106,13 @@ impl Protocol {
         matches!(self, Self::V80 { profile: Profile::Original, .. })
     }
 
+    /// From now on these keys are good (0x81).
+    pub fn set_keys(&mut self, new: Arc<v81::handshake::Keys>) {
+        if let Self::V81 { keys, .. } = self {
+            *keys = new;
+        }
+    }
+
     /// Begins a login as the server, which speaks first. `None`: without a key there is none.
     pub fn exit_login(&self, rng: &mut impl Rng, out: &mut Vec<u8>) -> Option<ExitLogin> {
         match self {

@@ -8,7 +8,7 @@ pub mod listeners;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use crate::config::{Config, Role};
+use crate::config::{Config, Protocol, Role};
 use crate::control::{Announce, Control, Event, Events, Group};
 use crate::exit::Failure;
 use crate::inter_server::ListenerKind;
@@ -45,7 +45,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
                 Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
             }
             for (kind, at) in addresses {
-                tracing::info!(%at, serves = purpose(kind), "listening");
+                tracing::info!(%at, serves = purpose(&config.role, kind), "listening");
             }
         };
         let announce = Announce { started: Some(Box::new(started)), tunnel: None };
@@ -108,20 +108,27 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
             board: board.clone(),
             listeners,
         };
-        let (role, cipher, ended) = (config.role.clone(), config.cipher.clone(), events.sender());
+        let (role, protocol, ended) = (config.role.clone(), config.protocol.clone(), events.sender());
         let thread = std::thread::Builder::new().name(format!("shard-{index}"));
         let run = move || {
-            let result = run_shard(plan, role, cipher);
+            let result = run_shard(plan, role, protocol);
             // The process is ending already if nobody takes it.
             let _ = ended.send(Event::Ended { group, shard: index, result });
         };
         thread.spawn(run).map_err(|cause| Failure::other(format!("cannot start a thread for shard {index}: {cause}")))?;
     }
-    Ok(Group { role, postboxes })
+    let keys = match &config.protocol {
+        Protocol::V81 { keys, .. } => Some(keys.clone()),
+        Protocol::V80 { .. } => None,
+    };
+    Ok(Group { role, postboxes, keys })
 }
 
 /// A shard from its thread's begin to its end.
-fn run_shard(plan: Plan, role: Role, cipher: crate::crypto::fixed_iv::MessageCipher) -> Result<(), String> {
+fn run_shard(plan: Plan, role: Role, protocol: Protocol) -> Result<(), String> {
+    let Protocol::V80 { cipher, .. } = protocol else {
+        return Err("tunnels of protocol 0x81 are not in this build: expected --protocol 0x80".to_owned());
+    };
     let result = match role {
         Role::Server(settings) => server::run(plan, settings, cipher),
         Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
@@ -136,8 +143,9 @@ const fn name(role: &Role) -> &'static str {
     }
 }
 
-const fn purpose(kind: ListenerKind) -> &'static str {
+const fn purpose(role: &Role, kind: ListenerKind) -> &'static str {
     match kind {
+        ListenerKind::Tunnel if matches!(role, Role::Server(_)) => "inter-servers",
         ListenerKind::Tunnel => "servers",
         ListenerKind::Socks { .. } => "socks5 clients",
         ListenerKind::Shared { clients: true, .. } => "servers and socks5 clients",
@@ -147,15 +155,9 @@ const fn purpose(kind: ListenerKind) -> &'static str {
 
 /// What an operator has to know of this process.
 fn say_start(config: &Config) {
-    tracing::warn!(
-        "protocol 0x80 is for trusted wires only: every message has the same keystream, so whoever knows one can read the others; \
-         nothing is authenticated; destinations are readable; whoever reaches the inter-server's port from an allowed address can log in as a server"
-    );
+    say_protocol(&config.protocol);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
-    }
-    if config.profile == Profile::Original {
-        tracing::warn!("profile original: for looking at the author's programs, not for work");
     }
     let shards = config.cores.len();
     tracing::info!(role = name(&config.role), shards, cores = affinity::as_text(&config.cores), "started");
@@ -167,9 +169,30 @@ fn say_start(config: &Config) {
         shards * (slots * slot_kib + ring_kib),
         (QUEUE_BYTES + SLOT_BYTES) >> 10,
     );
-    if let Role::Server(settings) = &config.role {
-        for target in &settings.dial {
-            tracing::info!(host = target.host, port = target.port, "dialling");
+    let dial = match &config.role {
+        Role::Server(settings) => &settings.dial,
+        Role::InterServer(settings) => &settings.dial,
+    };
+    for target in dial {
+        tracing::info!(host = target.host, port = target.port, "dialling");
+    }
+}
+
+fn say_protocol(protocol: &Protocol) {
+    match protocol {
+        Protocol::V80 { profile, .. } => {
+            tracing::warn!(
+                "protocol 0x80 is for trusted wires only: every message has the same keystream, so whoever knows one can read the others; \
+                 nothing is authenticated; destinations are readable; whoever reaches the inter-server's port from an allowed address can log in as a server"
+            );
+            if *profile == Profile::Original {
+                tracing::warn!("profile original: for looking at the author's programs, not for work");
+            }
+        }
+        Protocol::V81 { keys, methods } => {
+            let ciphers: Vec<_> = methods.iter().map(|method| method.name()).collect();
+            let count = keys.keys().iter().count();
+            tracing::info!(keys = count, ciphers = ciphers.join(","), "protocol 0x81");
         }
     }
 }

@@ -25,6 +25,7 @@ use self::dialer::Dialer;
 use self::opening::{Opened, Openings, Outcome};
 use self::policy::Policy;
 use self::race::Fault;
+pub use crate::dial::DialTarget;
 use crate::limits;
 use crate::link::{self, Handle, LinkFault, Why};
 use crate::mutants::{self, Mutant};
@@ -47,6 +48,8 @@ use crate::shard::{self, Plan, Role};
 pub struct Settings {
     /// The inter-servers, each served independently.
     pub dial: Vec<DialTarget>,
+    /// Where inter-servers that dial may come from.
+    pub allow_inter_servers: Vec<IpNet>,
     /// Most tunnels per inter-server and shard.
     pub max_tunnels: usize,
     /// Destinations allowed although the default policy denies them.
@@ -59,15 +62,6 @@ pub struct Settings {
     pub linger: Duration,
     /// A flow without a byte either way ends after this (`None`: never).
     pub idle: Option<Duration>,
-}
-
-/// An inter-server to dial: re-resolved at each try when it is a name.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DialTarget {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
 }
 
 /// Runs a server's shard on this thread until it is stopped.
@@ -491,6 +485,7 @@ impl Server {
                 }
             }
             Message::StopNow => self.stopped = true,
+            Message::Keys(keys) => self.protocol.set_keys(keys),
             Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } | Message::Login { .. } => {}
         }
     }

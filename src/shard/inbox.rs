@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::state::State;
 use crate::protocol::login::Proof;
 use crate::protocol::socks5::Target;
+use crate::protocol::v81::handshake::Keys;
 
 /// To a shard.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub enum Message {
         /// Addresses in the order in which to try them, at least one.
         result: Result<Vec<IpAddr>, NameError>,
     },
+    /// The keys to use from now on, on 0x81: the key files were read again. Tunnels whose key is gone end.
+    Keys(Arc<Keys>),
     /// Answer with [`ToControl::State`].
     ReportState,
     /// Take nothing new; end when all flows have ended, at the latest after the grace time.

@@ -96,6 +96,7 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
 fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
         profile: topology.profile,
+        dial: Vec::new(),
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
@@ -113,6 +114,7 @@ fn server_of(topology: &Topology) -> Server {
     let settings = server::Settings {
         profile: topology.profile,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
+        allow_inter_servers: Vec::new(),
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),
         source: None,

@@ -1,6 +1,10 @@
-//! Key files: making one, and reading one back. A key is `zhwkprox-0x80:` and base64, or `ascii:` and the bytes themselves.
+//! Key files: making one, and reading one back. Each protocol has its own form of key ([`v80`], [`v81`]); who may read a file, how one is
+//! written and what is said about it is the same for both.
 //!
 //! What always holds between calls: key bytes are wiped when dropped, and no message of this module contains what a file held.
+
+pub mod v80;
+pub mod v81;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -12,23 +16,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-/// What a generated key starts with.
-const PREFIX: &str = "zhwkprox-0x80:";
-/// What a key that is given as plain text starts with.
-const ASCII: &str = "ascii:";
+use crate::protocol::v81::handshake::{KeysError, PSK_BYTES};
+
+/// What each kind of key starts with, in files and, by mistake, elsewhere.
+pub const MARKS: [&str; 3] = [v81::PREFIX, v80::PREFIX, v80::ASCII];
 /// No key file is longer; a file that is was named by mistake.
 const FILE_MAX: usize = 4096;
 /// Read and write for the owner, nothing for anybody else.
 const OWNER_ONLY: u32 = 0o600;
-
-/// A key. Wiped when dropped, never printed.
-pub struct Key(Zeroizing<Vec<u8>>);
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key(..)")
-    }
-}
 
 /// Why there is no key.
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +48,24 @@ pub enum KeyError {
         mode: u32,
     },
     /// Not a key file.
-    #[error("{path} does not hold a key: expected `{PREFIX}` and base64, or `{ASCII}` and the bytes")]
+    #[error("{path} does not hold a key: expected {expected}")]
     Form {
         /// Which file.
         path: String,
+        /// What a key of this protocol looks like.
+        expected: String,
+    },
+    /// A key of the other protocol.
+    #[error("{path} holds a key for protocol {got}, expected one for protocol {expected}. cure: {cure}")]
+    Protocol {
+        /// Which file.
+        path: String,
+        /// The protocol it is for.
+        got: &'static str,
+        /// The protocol that was chosen.
+        expected: &'static str,
+        /// What to type.
+        cure: &'static str,
     },
     /// A key for something else.
     #[error("{path} holds a key of {got} bytes, expected {expected} for {cipher}")]
@@ -70,56 +79,28 @@ pub enum KeyError {
         /// The cipher's name.
         cipher: String,
     },
+    /// Each may be a key, but together they are not.
+    #[error(transparent)]
+    Together(#[from] KeysError),
 }
 
-impl Key {
-    /// A new random key.
-    ///
-    /// # Errors
-    /// The system's random source failed.
-    pub fn generate(bytes: usize) -> io::Result<Self> {
-        let mut key = Zeroizing::new(vec![0; bytes]);
-        getrandom::fill(&mut key).map_err(|cause| io::Error::other(format!("no random bytes: {cause}")))?;
-        Ok(Self(key))
-    }
+/// The line of a new key file. Wiped when dropped, never printed but where it was asked for.
+pub struct KeyLine(Zeroizing<String>);
 
-    /// Reads a key of `expected` bytes for `cipher` from a file, and says what is wrong with the file but not fatal.
-    ///
-    /// # Errors
-    /// As [`KeyError`] lists.
-    pub fn load(path: &Path, expected: usize, cipher: &str) -> Result<(Self, Option<String>), KeyError> {
-        let name = path.display().to_string();
-        let (contents, warning) = read_secret(path)?;
-        let text = contents.strip_suffix(b"\n").unwrap_or(&contents);
-        let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let key = if let Some(encoded) = text.strip_prefix(PREFIX.as_bytes()) {
-            STANDARD.decode(encoded.trim_ascii()).map_err(|_| KeyError::Form { path: name.clone() })?
-        } else if let Some(bytes) = text.strip_prefix(ASCII.as_bytes()) {
-            bytes.to_vec()
-        } else {
-            return Err(KeyError::Form { path: name });
-        };
-        let key = Self(Zeroizing::new(key));
-        if key.0.len() != expected {
-            return Err(KeyError::Length { path: name, got: key.0.len(), expected, cipher: cipher.to_owned() });
-        }
-        Ok((key, warning))
+impl std::fmt::Debug for KeyLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyLine(..)")
     }
+}
 
-    /// The bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// The line a key file holds.
-    #[must_use]
-    pub fn encode(&self) -> Zeroizing<String> {
-        let mut line = Zeroizing::new(String::with_capacity(PREFIX.len() + self.0.len() * 2 + 2));
-        line.push_str(PREFIX);
-        STANDARD.encode_string(&*self.0, &mut line);
+impl KeyLine {
+    fn new(prefix: &str, key: &[u8]) -> Self {
+        // Large enough from the start, so that no half-grown text is left behind unwiped.
+        let mut line = Zeroizing::new(String::with_capacity(prefix.len() + key.len() * 2 + 6));
+        line.push_str(prefix);
+        STANDARD.encode_string(key, &mut line);
         line.push('\n');
-        line
+        Self(line)
     }
 
     /// Writes a key file that only its owner can read. An existing file is left alone unless `force`, and then replaced whole.
@@ -148,12 +129,12 @@ impl Key {
         if out.metadata()?.is_file() {
             out.set_permissions(Permissions::from_mode(OWNER_ONLY))?;
         }
-        out.write_all(self.encode().as_bytes())
+        out.write_all(self.0.as_bytes())
     }
 
     fn create(&self, path: &Path) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(path)?;
-        file.write_all(self.encode().as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
+        file.write_all(self.0.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
             let _ = fs::remove_file(path);
         })
     }
@@ -165,7 +146,7 @@ impl Key {
 /// [`KeyError::Unreadable`], [`KeyError::KeyInsteadOfPath`], [`KeyError::Exposed`].
 pub fn read_secret(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), KeyError> {
     let name = path.display().to_string();
-    if name.contains(PREFIX) || name.contains(ASCII) {
+    if looks_like_a_key(&name) {
         return Err(KeyError::KeyInsteadOfPath);
     }
     let unreadable = |cause| KeyError::Unreadable { path: name.clone(), cause };
@@ -182,4 +163,27 @@ pub fn read_secret(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), 
     }
     let warning = (mode & 0o070 != 0).then(|| format!("{name} is open to its group (mode {mode:04o}), better: chmod 600 {name}"));
     Ok((contents, warning))
+}
+
+/// Whether somebody typed a key where the path of its file belongs: with its mark, or bare.
+#[must_use]
+pub fn looks_like_a_key(text: &str) -> bool {
+    let bare = || STANDARD.decode(text).map(Zeroizing::new).is_ok_and(|bytes| bytes.len() == PSK_BYTES);
+    MARKS.iter().any(|mark| text.contains(mark)) || bare()
+}
+
+/// The line without its end.
+fn trim_line(contents: &[u8]) -> &[u8] {
+    let line = contents.strip_suffix(b"\n").unwrap_or(contents);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// What `prefix` and base64 hold; `None` without the prefix, or where the rest is no base64.
+fn decode(line: &[u8], prefix: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let encoded = line.strip_prefix(prefix.as_bytes())?;
+    STANDARD.decode(encoded.trim_ascii()).ok().map(Zeroizing::new)
+}
+
+fn random(bytes: &mut [u8]) -> io::Result<()> {
+    getrandom::fill(bytes).map_err(|cause| io::Error::other(format!("no random bytes: {cause}")))
 }
