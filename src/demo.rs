@@ -85,7 +85,6 @@ fn throw_away_keys() -> Result<Protocol, Failure> {
 
 fn entry_settings() -> inter_server::Settings {
     inter_server::Settings {
-        profile: Profile::Ours,
         dial: Vec::new(),
         allow_servers: loopback(),
         credentials: None,
@@ -97,7 +96,6 @@ fn entry_settings() -> inter_server::Settings {
 
 fn exit_settings(tunnel: SocketAddr) -> server::Settings {
     server::Settings {
-        profile: Profile::Ours,
         dial: vec![DialTarget { host: tunnel.ip().to_string(), port: tunnel.port() }],
         allow_inter_servers: loopback(),
         max_tunnels: limits::MAX_TUNNELS,

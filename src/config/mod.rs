@@ -239,7 +239,6 @@ impl Common {
             self.cores.truncate(1);
         }
         let settings = server::Settings {
-            profile,
             dial,
             allow_inter_servers,
             max_tunnels: max_tunnels.unwrap_or(usual),
@@ -273,7 +272,6 @@ impl Common {
             format!("servers may log in from everywhere ({all}): in 0x80 whoever does is given clients' traffic")
         })?;
         let settings = inter_server::Settings {
-            profile,
             dial,
             allow_servers,
             credentials,

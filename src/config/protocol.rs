@@ -10,6 +10,7 @@ use crate::crypto::fixed_iv::{MessageCipher, Method};
 use crate::keys::v80::Key;
 use crate::keys::v81::{KeyFile, KeyRing};
 use crate::keys::{KeyError, looks_like_a_key};
+use crate::protocol::login;
 use crate::protocol::v80::Profile;
 
 /// What tunnels speak.
@@ -49,6 +50,15 @@ pub(super) enum KeyFiles {
 
 impl Version {
     /// What one gets without asking is the safe one: 0x80 has to be asked for by name.
+    /// As the shards take it.
+    #[must_use]
+    pub fn for_tunnels(self) -> login::Protocol {
+        match self {
+            Self::V80 { cipher, profile } => login::Protocol::V80 { cipher, profile },
+            Self::V81 { keys, methods } => login::Protocol::V81 { keys: keys.keys(), methods: methods.into() },
+        }
+    }
+
     pub(super) fn read(values: &Values) -> Result<Self, ConfigError> {
         let version = values.one("protocol", |text| match text {
             "0x80" => Ok(Self::V80),

@@ -210,7 +210,7 @@ impl Proof {
     pub fn name(&self) -> Option<&Arc<str>> {
         match self {
             Self::V80(..) => None,
-            Self::V81(proof) => proof.name(),
+            Self::V81(proof) => proof.name.as_ref(),
         }
     }
 }

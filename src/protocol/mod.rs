@@ -13,3 +13,14 @@ pub enum Side {
     /// The server: takes flows, connects to destinations.
     Exit,
 }
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Entry => Self::Exit,
+            Self::Exit => Self::Entry,
+        }
+    }
+}

@@ -68,6 +68,23 @@ pub enum Reply {
     AddressTypeNotSupported = 8,
 }
 
+impl Reply {
+    /// What a client is told when the exit gave this code: those of 0x81 up to 8 are SOCKS5's, all others are told as a general failure.
+    #[must_use]
+    pub const fn from_code(code: u8) -> Self {
+        match code {
+            2 => Self::NotAllowed,
+            3 => Self::NetworkUnreachable,
+            4 => Self::HostUnreachable,
+            5 => Self::ConnectionRefused,
+            6 => Self::TtlExpired,
+            7 => Self::CommandNotSupported,
+            8 => Self::AddressTypeNotSupported,
+            _ => Self::GeneralFailure,
+        }
+    }
+}
+
 /// The answer to a request. The address is always of kind IPv4 or IPv6, never a name, whatever the client asked with; unknown is 0.0.0.0:0.
 #[must_use]
 pub fn reply(reply: Reply, bound: Option<SocketAddr>) -> Vec<u8> {

@@ -126,12 +126,9 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
 
 /// A shard from its thread's begin to its end.
 fn run_shard(plan: Plan, role: Role, protocol: Protocol) -> Result<(), String> {
-    let Protocol::V80 { cipher, .. } = protocol else {
-        return Err("tunnels of protocol 0x81 are not in this build: expected --protocol 0x80".to_owned());
-    };
     let result = match role {
-        Role::Server(settings) => server::run(plan, settings, cipher),
-        Role::InterServer(settings) => inter_server::run(plan, settings, cipher),
+        Role::Server(settings) => server::run(plan, settings, protocol.for_tunnels()),
+        Role::InterServer(settings) => inter_server::run(plan, settings, protocol.for_tunnels()),
     };
     result.map_err(|cause| cause.to_string())
 }

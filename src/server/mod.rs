@@ -384,18 +384,6 @@ impl Server {
         }
     }
 
-    /// What an opening has come to: its flow goes on, or ends.
-    fn on_outcome(&mut self, core: &mut Core, outcome: Option<Outcome>) {
-        let Some(Outcome { flow, result }) = outcome else { return };
-        match result {
-            Ok(Opened { socket, .. }) => self.relay.connected(core, flow, socket),
-            Err(_) => {
-                let lost = self.relay.give_up(core, flow, false);
-                self.after_loss(core, lost, &"its only flow came to nothing");
-            }
-        }
-    }
-
     fn on_flow(&mut self, core: &mut Core, flow: Key, event: Event) {
         let lost = match event {
             Event::Received { what, .. } => self.relay.on_flow_received(core, flow, what),

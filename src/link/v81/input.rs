@@ -15,6 +15,7 @@ use std::ops::Range;
 use super::super::LinkFault;
 use crate::limits;
 use crate::protocol::v81::frame::{Frames, Header};
+use crate::protocol::v81::session::Fault;
 use crate::protocol::v81::record::{RecordError, RecordReader};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::Core;
@@ -92,7 +93,7 @@ impl Input {
     pub(super) fn next_frame(&mut self) -> Result<Option<(Header, Range<usize>)>, LinkFault> {
         while let Some(plaintext) = self.plaintexts.front().cloned() {
             let mut frames = Frames::starting_at(&self.chunk.as_slice()[plaintext.clone()], self.at);
-            if let Some((header, payload)) = frames.next()? {
+            if let Some((header, payload)) = frames.next().map_err(Fault::from)? {
                 self.at = payload.end;
                 return Ok(Some((header, plaintext.start + payload.start..plaintext.start + payload.end)));
             }

@@ -368,6 +368,12 @@ impl Session {
         Ok(self.last)
     }
 
+    /// Entry: whether [`Session::open`] would take one more.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        !self.is_winding() && self.streams.len() + self.control.resets() < self.max_streams
+    }
+
     /// Exit: the destination is connected. OPENED waits with the control frames.
     pub fn opened(&mut self, stream: u32, bound: SocketAddr) {
         debug_assert_eq!(self.side, Side::Exit, "only a server says OPENED");
