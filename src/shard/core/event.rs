@@ -81,7 +81,7 @@ pub enum Event {
 /// How a receive ended.
 #[derive(Debug)]
 pub enum Incoming {
-    /// Bytes, at least one.
+    /// Bytes, at least one. Of a receive into a chunk: that chunk, with the new ones behind what was there.
     Data(Chunk),
     /// The peer's FIN.
     End,
