@@ -76,6 +76,12 @@ pub const SPARE_MIN: usize = 2;
 pub const MAX_TUNNELS: usize = 256;
 /// How often a role looks at its tunnels: for spares to close and for other ends that are gone.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What came before a reset is waited for this long, until the other end has it.
+pub const RESET_UNSENT: Duration = Duration::from_secs(10);
+/// First pause between two looks whether it has; doubles up to [`UNSENT_LOOK_MAX`].
+pub const UNSENT_LOOK_MIN: Duration = Duration::from_millis(2);
+/// Longest pause between two such looks.
+pub const UNSENT_LOOK_MAX: Duration = Duration::from_millis(100);
 /// Running flows have this long after SIGTERM.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// Redial backoff: full jitter between these.

@@ -229,6 +229,9 @@ pub trait Io {
     /// Whether a connection's other end is gone although no operation has said so: asked now and then about tunnels that are stuck.
     fn is_lost(&self, id: SocketId) -> bool;
 
+    /// How many bytes of an open connection the other end's kernel has not acknowledged; 0 also where it never will.
+    fn unsent(&self, id: SocketId) -> usize;
+
     /// How many slots a receive could get now: free ones and those already lent to the kernel.
     fn slots_available(&self) -> usize;
 }

@@ -519,6 +519,13 @@ impl Io for SimIo {
         }
     }
 
+    fn unsent(&self, id: SocketId) -> usize {
+        match self.sockets.get(&id) {
+            Some(Socket::Connection(connection)) => self.world.unsent(connection.end),
+            other => panic!("what socket {} has not sent is asked, but it is {other:?}", id.0),
+        }
+    }
+
     fn slots_available(&self) -> usize {
         self.arena.free() + self.lent.len()
     }

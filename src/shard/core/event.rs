@@ -12,7 +12,7 @@ use crate::shard::slab::Key;
 pub enum Owner {
     /// The role as a whole.
     Role,
-    /// The core itself: a listener's pause.
+    /// The core itself: a listener's pause, or the looks at a socket that is reset when all is sent.
     Accepting(SocketId),
     /// A listener, by the role's number for it.
     Listener(u32),
@@ -96,4 +96,6 @@ pub enum Closing {
     Graceful,
     /// RST; what is unsent is dropped.
     Reset,
+    /// RST behind what the kernel has, or after [`crate::limits::RESET_UNSENT`].
+    ResetWhenSent,
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::accepting::Accepts;
+use super::leaving::Leaving;
 use super::{Closing, Core, Owner};
 use crate::limits;
 #[cfg(feature = "mutants")]
@@ -42,6 +43,8 @@ pub(super) struct Entry {
     /// The most that the outstanding or parked receive takes.
     pub(super) receive_max: u32,
     pub(super) closing: Option<Closing>,
+    /// Quiet, and waits until all is sent.
+    pub(super) leaving: Option<Leaving>,
     pub(super) accepts: Option<Box<Accepts>>,
 }
 
@@ -147,12 +150,17 @@ impl Core {
     pub(in crate::shard) fn close_all(&mut self) {
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
-            if matches!(entry.life, Life::Free | Life::Awaited { .. }) || entry.closing.is_some() {
+            let (is_closing, generation) = (entry.closing.is_some(), entry.generation);
+            if matches!(entry.life, Life::Free | Life::Awaited { .. }) {
                 continue;
             }
             let how = if matches!(entry.owner, Owner::Flow(_) | Owner::Waiting(_)) { Closing::Reset } else { Closing::Graceful };
             let index = u32::try_from(index).expect("descriptors are fewer than 2^32");
-            self.close(Key { index, generation: entry.generation }, how);
+            if is_closing {
+                self.stop_waiting(index);
+                continue;
+            }
+            self.close(Key { index, generation }, how);
         }
     }
 
@@ -209,6 +217,7 @@ impl Core {
             parked: false,
             receive_max: 0,
             closing: None,
+            leaving: None,
             accepts: None,
         });
         Key { index, generation: 0 }
@@ -226,6 +235,7 @@ impl Core {
         entry.life = Life::Free;
         entry.has_failed = false;
         entry.closing = None;
+        entry.leaving = None;
         entry.accepts = None;
         self.free.push(index);
         self.in_use -= 1;
@@ -239,7 +249,10 @@ impl Core {
     }
 
     pub(super) fn finish_close(&mut self, index: u32) {
-        let reset = self.entries[index as usize].closing == Some(Closing::Reset);
+        if self.waits_for_unsent(index) {
+            return;
+        }
+        let reset = matches!(self.entries[index as usize].closing, Some(Closing::Reset | Closing::ResetWhenSent));
         self.io.submit(Op::Close { socket: SocketId(index), reset });
         self.release(index);
     }

@@ -439,6 +439,13 @@ impl Io for Ring {
         }
     }
 
+    fn unsent(&self, id: SocketId) -> usize {
+        match self.sockets.get(id) {
+            Some(Record::Open(socket)) => lost::unsent(&socket.descriptor),
+            _ => 0,
+        }
+    }
+
     fn slots_available(&self) -> usize {
         self.arena.free() + self.posted.count()
     }
