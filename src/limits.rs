@@ -9,8 +9,19 @@ pub const SLOT_BYTES: usize = 65_536;
 pub const SLOT_HEADROOM: usize = 128;
 /// Room behind the data, for a record's tag (16 bytes in 0x81).
 pub const SLOT_TAIL: usize = 16;
-/// What a receive can put into one slot.
+/// What a receive that leaves room for the tag can put into one slot.
 pub const SLOT_DATA: usize = SLOT_BYTES - SLOT_HEADROOM - SLOT_TAIL;
+
+/// Largest 0x81 record, with its length field: a received one fills a slot up to its end.
+pub const RECORD_BYTES_MAX: usize = 65_408;
+/// The length field in front of a 0x81 record.
+pub const RECORD_LENGTH_BYTES: usize = 4;
+/// The tag behind a 0x81 record.
+pub const RECORD_TAG_BYTES: usize = 16;
+/// Header of a 0x81 frame.
+pub const V81_HEADER: usize = 8;
+/// Largest payload of a 0x81 frame: with its header, alone in a record, it makes the largest record.
+pub const V81_PAYLOAD_MAX: usize = 65_380;
 
 /// Default arena per shard.
 pub const BUFFER_MEMORY: usize = 16 << 20;
@@ -104,6 +115,12 @@ pub const SPARE_MIN: usize = 2;
 pub const MAX_TUNNELS: usize = 256;
 /// How often a role looks at its tunnels: for spares to close and for other ends that are gone.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What came before a reset is waited for this long, until the other end has it.
+pub const RESET_UNSENT: Duration = Duration::from_secs(10);
+/// First pause between two looks whether it has; doubles up to [`UNSENT_LOOK_MAX`].
+pub const UNSENT_LOOK_MIN: Duration = Duration::from_millis(2);
+/// Longest pause between two such looks.
+pub const UNSENT_LOOK_MAX: Duration = Duration::from_millis(100);
 /// Running flows have this long after SIGTERM.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// Redial backoff: full jitter between these.
@@ -169,6 +186,10 @@ pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
+const _: () = assert!(SLOT_HEADROOM + RECORD_BYTES_MAX <= SLOT_BYTES);
+const _: () = assert!(RECORD_LENGTH_BYTES + V81_HEADER + V81_PAYLOAD_MAX + RECORD_TAG_BYTES <= RECORD_BYTES_MAX);
+const _: () = assert!(SLOT_HEADROOM >= RECORD_LENGTH_BYTES + V81_HEADER && SLOT_TAIL >= RECORD_TAG_BYTES);
+const _: () = assert!(V81_PAYLOAD_MAX <= SLOT_DATA);
 const _: () = assert!(CHALLENGE_BYTES + AUTH_TAIL_BYTES <= 255 && CHALLENGE_MAX + AUTH_TAIL_BYTES <= 255);
 const _: () = assert!(V80_ORIGINAL_FRAME_MAX > V80_HEADER_MAX);
 const _: () = assert!(SLOTS_MIN <= SLOTS_POSTED && SLOTS_POSTED.is_power_of_two());

@@ -4,7 +4,8 @@
 //! ```text
 //!   slot, 64 KiB   | headroom 128 | data 65,392                           | tail 16 |
 //!   received       |              |xxxxxxxxxxxxxxxx|
-//!   to the tunnel  |    header|xxxxxxxxxxxxxxxx|           the header is written in front, nothing moves
+//!   to the tunnel  |        header|xxxxxxxxxxxxxxxx|tag    written in front and behind, nothing moves
+//!   a whole record |              |xxxxxxxxxxxxx|yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy|   the rest is received behind the part
 //! ```
 //!
 //! What always holds between calls:
@@ -21,7 +22,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use super::pages::Pages;
-use crate::limits::{SLOT_BYTES, SLOT_DATA, SLOT_HEADROOM};
+use crate::limits::{RECORD_BYTES_MAX, SLOT_BYTES, SLOT_HEADROOM};
 
 /// Headroom of a heap chunk that is to get a frame header.
 const HEAP_HEADROOM: usize = 32;
@@ -127,21 +128,25 @@ impl Slot {
         (index, data)
     }
 
-    /// The data part, to be filled. `None` while shared.
+    /// The data part and the tail, to be filled. `None` while shared.
     #[must_use]
     pub fn data_mut(&mut self) -> Option<&mut [u8]> {
         let whole = self.whole_mut()?;
-        Some(&mut whole[SLOT_HEADROOM..SLOT_HEADROOM + SLOT_DATA])
+        Some(&mut whole[SLOT_HEADROOM..SLOT_HEADROOM + RECORD_BYTES_MAX])
     }
 
     /// The first `length` bytes of the data part as a chunk.
     ///
     /// # Panics
-    /// When `length` is above [`SLOT_DATA`].
+    /// When `length` is above [`RECORD_BYTES_MAX`].
     #[must_use]
     pub fn received(self, length: usize) -> Chunk {
-        assert!(length <= SLOT_DATA, "a slot holds {SLOT_DATA} bytes, not {length}");
+        assert!(length <= RECORD_BYTES_MAX, "a slot holds {RECORD_BYTES_MAX} bytes, not {length}");
         Chunk { bytes: Bytes::Slot(self), start: SLOT_HEADROOM, end: SLOT_HEADROOM + length }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.mapping.handles[self.index as usize].get() != 1
     }
 
     fn start(&self) -> NonNull<u8> {
@@ -156,7 +161,7 @@ impl Slot {
     }
 
     fn whole_mut(&mut self) -> Option<&mut [u8]> {
-        if self.mapping.handles[self.index as usize].get() != 1 {
+        if self.is_shared() {
             return None;
         }
         // SAFETY: as in `whole`, and this is the only handle, borrowed mutably, so there is no other view of the slot.
@@ -212,6 +217,12 @@ impl Chunk {
         heap.resize(HEAP_HEADROOM, 0);
         heap.extend_from_slice(bytes);
         Self { start: HEAP_HEADROOM, end: heap.len(), bytes: Bytes::Heap(heap) }
+    }
+
+    /// An empty heap chunk with room in front for headers and for `capacity` bytes behind.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { bytes: Bytes::Heap(vec![0; HEAP_HEADROOM + capacity]), start: HEAP_HEADROOM, end: HEAP_HEADROOM }
     }
 
     /// How many bytes.
@@ -285,6 +296,46 @@ impl Chunk {
         bytes[..header.len()].copy_from_slice(header);
     }
 
+    /// How many bytes can be put behind its end without moving any: up to the end of the slot or of the heap buffer. None while shared.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        match &self.bytes {
+            Bytes::Slot(slot) if slot.is_shared() => 0,
+            Bytes::Slot(_) => SLOT_BYTES - self.end,
+            Bytes::Heap(heap) => heap.len() - self.end,
+        }
+    }
+
+    /// The room behind its end, to be filled and then counted in with [`Self::lengthen`].
+    #[must_use]
+    pub fn room_mut(&mut self) -> &mut [u8] {
+        match &mut self.bytes {
+            Bytes::Slot(slot) => slot.whole_mut().map_or(&mut [], |whole| &mut whole[self.end..]),
+            Bytes::Heap(heap) => &mut heap[self.end..],
+        }
+    }
+
+    /// Counts in `count` bytes that were written to [`Self::room_mut`].
+    ///
+    /// # Panics
+    /// When there is no such room.
+    pub fn lengthen(&mut self, count: usize) {
+        let room = self.room();
+        assert!(count <= room, "no room for {count} bytes behind a chunk, but for {room}");
+        self.end += count;
+    }
+
+    /// Puts `bytes` behind its end, in place.
+    ///
+    /// # Panics
+    /// When the chunk is shared or has no room behind: both are faults of the caller.
+    pub fn append(&mut self, bytes: &[u8]) {
+        let room = self.room_mut();
+        assert!(bytes.len() <= room.len(), "no room for {} bytes behind a chunk, but for {}", bytes.len(), room.len());
+        room[..bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
     /// The same bytes without holding a slot.
     #[must_use]
     pub fn into_heap(self) -> Self {
@@ -308,9 +359,14 @@ impl Chunk {
         let length = self.len();
         match &mut self.bytes {
             Bytes::Heap(heap) if length + bytes.len() <= limit => {
-                heap.truncate(self.end);
-                heap.extend_from_slice(bytes);
-                self.end = heap.len();
+                let end = self.end + bytes.len();
+                if let Some(room) = heap.get_mut(self.end..end) {
+                    room.copy_from_slice(bytes);
+                } else {
+                    heap.truncate(self.end);
+                    heap.extend_from_slice(bytes);
+                }
+                self.end = end;
                 true
             }
             Bytes::Heap(_) | Bytes::Slot(_) => false,
@@ -390,5 +446,50 @@ mod tests {
         chunk.prepend(b"X");
         assert_eq!(chunk.as_slice(), b"Xbcdef");
         assert!(!chunk.holds_slot());
+    }
+
+    #[test]
+    fn bytes_go_behind_a_chunk_up_to_the_end_of_its_slot() {
+        let arena = Arena::new(SLOT_BYTES).unwrap();
+        let mut chunk = arena.take().unwrap().received(RECORD_BYTES_MAX - 4);
+        assert_eq!(chunk.room(), 4);
+        chunk.append(b"ta");
+        chunk.room_mut().copy_from_slice(b"gs");
+        chunk.lengthen(2);
+        assert_eq!((chunk.room(), chunk.len()), (0, RECORD_BYTES_MAX));
+        assert!(chunk.as_slice().ends_with(b"tags"));
+    }
+
+    #[test]
+    fn a_shared_chunk_has_no_room() {
+        let arena = Arena::new(SLOT_BYTES).unwrap();
+        let mut chunk = arena.take().unwrap().received(4);
+        let other = chunk.part(0, 2);
+        assert_eq!((chunk.room(), other.room()), (0, 0));
+        assert!(chunk.room_mut().is_empty());
+        drop(other);
+        assert_eq!(chunk.room(), RECORD_BYTES_MAX - 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "no room for 1 bytes behind a chunk")]
+    fn appending_to_a_shared_chunk_is_noticed() {
+        let arena = Arena::new(SLOT_BYTES).unwrap();
+        let mut chunk = arena.take().unwrap().received(4);
+        let _other = chunk.part(0, 2);
+        chunk.append(b"x");
+    }
+
+    #[test]
+    fn a_heap_chunk_with_room_takes_a_header_frames_and_a_tag_where_it_is() {
+        let mut chunk = Chunk::with_capacity(10);
+        assert!(chunk.is_empty());
+        assert!(chunk.try_append(b"frame", 8));
+        assert!(!chunk.try_append(b"more", 8));
+        assert_eq!(chunk.room(), 5);
+        chunk.append(b"tag");
+        chunk.prepend(b"length");
+        assert_eq!(chunk.as_slice(), b"lengthframetag");
+        assert_eq!(chunk.room(), 2);
     }
 }

@@ -37,7 +37,7 @@ pub enum Kind {
     Accept = 1,
     /// A connect.
     Connect = 2,
-    /// A leased receive.
+    /// A receive, leased or into a chunk.
     Receive = 3,
     /// A send.
     Send = 4,
@@ -119,9 +119,21 @@ pub enum Op {
     Receive {
         /// From where.
         socket: SocketId,
-        /// At most this many, and at most [`crate::limits::SLOT_DATA`].
+        /// At most this many, and at most [`crate::limits::RECORD_BYTES_MAX`].
         max: u32,
         /// Comes back in the `Done`.
+        token: Token,
+    },
+    /// Waits for bytes and receives them directly behind the chunk's end, in the same memory: the rest of what has come in part.
+    /// It is the socket's one receive; the `Done` gives the chunk back, lengthened by the count, and unchanged for every other end.
+    ReceiveInto {
+        /// From where.
+        socket: SocketId,
+        /// Not shared, and with room behind its end.
+        into: Chunk,
+        /// At most this many, at least one, and at most [`Chunk::room`].
+        max: u32,
+        /// Comes back in the `Done`; its kind is [`Kind::Receive`].
         token: Token,
     },
     /// Sends the chunk. May be short: the `Done` gives the chunk back with the count, and the shard sends the rest.
@@ -161,6 +173,8 @@ pub enum Payload {
     None,
     /// A receive's bytes: `Done::result` bytes behind the slot's headroom, in a slot that nobody else holds.
     Received(Slot),
+    /// The chunk of a receive into it, with what came behind what was there.
+    Filled(Chunk),
     /// The chunk of a send, unchanged.
     Sent(Chunk),
     /// The address of the accepted peer (`None` for a unix socket).
@@ -217,6 +231,9 @@ pub trait Io {
 
     /// A connection's own address, as the kernel chose it; `None` for a unix socket or an id that is none.
     fn local_address(&self, id: SocketId) -> Option<SocketAddr>;
+
+    /// How many bytes of an open connection the other end's kernel has not acknowledged; 0 also where it never will.
+    fn unsent(&self, id: SocketId) -> usize;
 
     /// How many slots a receive could get now: free ones and those already lent to the kernel.
     fn slots_available(&self) -> usize;

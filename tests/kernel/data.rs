@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::thread;
 
-use zhwkprox::limits::SLOT_DATA;
+use zhwkprox::limits::RECORD_BYTES_MAX;
 use zhwkprox::shard::buffers::Chunk;
 use zhwkprox::shard::io::{Errno, Io, Kind, Op, Payload};
 
@@ -63,7 +63,7 @@ fn a_receive_takes_no_more_than_it_was_told_and_than_a_slot_holds() {
     while all.len() < bytes.len() {
         rig.receive(socket);
         let chunk = received(rig.wait(Kind::Receive, socket));
-        assert!(chunk.len() <= SLOT_DATA);
+        assert!(chunk.len() <= RECORD_BYTES_MAX);
         all.extend_from_slice(chunk.as_slice());
     }
     assert!(all == bytes);

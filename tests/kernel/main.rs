@@ -5,6 +5,8 @@ mod alone;
 mod bounds;
 mod data;
 mod ends;
+mod filling;
+mod leaving;
 mod making;
 mod measure;
 mod stress;

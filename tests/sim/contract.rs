@@ -182,6 +182,44 @@ fn a_receive_takes_a_slot_only_when_bytes_come_and_without_one_keeps_them() {
 }
 
 #[test]
+fn a_receive_into_a_chunk_needs_no_slot_and_puts_at_most_what_it_was_told_behind_the_end() {
+    let mut rig = Rig::new(Temper::CALM, 1);
+    let peer = rig.connected(ONE);
+    let into = |rig: &mut Rig, into: Chunk, max| {
+        rig.io.submit(Op::ReceiveInto { socket: ONE, into, max, token: Token::new(Kind::Receive, 0, ONE) });
+        rig.settle()
+    };
+    let mut chunk = Chunk::with_capacity(8);
+    chunk.append(b"part");
+    rig.world.write(peer, b"restnext").unwrap();
+    let mut done = into(&mut rig, chunk, 4);
+    let Some(Done { result: Ok(4), payload: Payload::Filled(chunk), .. }) = done.pop() else { panic!("{done:?}") };
+    assert_eq!(chunk.as_slice(), b"partrest");
+    rig.receive(ONE);
+    assert_eq!(result_of(&rig.settle(), Kind::Receive), Ok(4));
+    // A cancel and an end give it back as it was.
+    assert!(into(&mut rig, Chunk::with_capacity(4), 4).is_empty());
+    rig.io.submit(Op::Cancel { socket: ONE });
+    let mut done = rig.settle();
+    let Some(Done { result: Err(Errno(libc::ECANCELED)), payload: Payload::Filled(chunk), .. }) = done.pop() else { panic!("{done:?}") };
+    rig.world.shutdown(peer);
+    let mut done = into(&mut rig, chunk, 4);
+    let Some(Done { result: Ok(0), payload: Payload::Filled(chunk), .. }) = done.pop() else { panic!("{done:?}") };
+    assert_eq!((chunk.len(), chunk.room()), (0, 4));
+}
+
+#[test]
+fn bytes_are_unsent_until_they_have_arrived() {
+    let mut rig = Rig::new(Temper::CALM, 4);
+    let peer = rig.connected(ONE);
+    rig.send(ONE, b"bytes", true);
+    rig.io.turn(Some(Duration::ZERO), &mut Vec::new()).unwrap();
+    assert_eq!(rig.io.unsent(ONE), 5);
+    rig.settle();
+    assert_eq!((rig.io.unsent(ONE), rig.world.unread(peer)), (0, 5));
+}
+
+#[test]
 fn a_close_with_reset_discards_what_is_unsent_and_the_peer_is_told_once() {
     let mut rig = Rig::new(Temper::CALM, 4);
     let peer = rig.connected(ONE);

@@ -13,8 +13,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use zhwkprox::limits::SLOT_DATA;
-use zhwkprox::shard::buffers::Arena;
+use zhwkprox::limits::RECORD_BYTES_MAX;
+use zhwkprox::shard::buffers::{Arena, Chunk};
 use zhwkprox::shard::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
 
 use crate::pending::{Birth, Connection, PendingReceive, PendingSend, Socket, shuffle_sockets};
@@ -170,13 +170,10 @@ impl SimIo {
                 self.try_accept(listener, true);
             }
             Op::Connect { socket, to, from, purpose, token } => self.connect(socket, to, from, purpose, token),
-            Op::Receive { socket, max, token } => {
-                assert!(max > 0, "a receive of at most nothing on socket {}", socket.0);
-                let max = usize::try_from(max).expect("fits").min(SLOT_DATA);
-                let connection = self.connection(socket, "receive");
-                assert!(connection.receive.is_none(), "two receives are outstanding on socket {}", socket.0);
-                connection.receive = Some(PendingReceive { max, token });
-                self.try_receive(socket);
+            Op::Receive { socket, max, token } => self.receive(socket, None, max, token),
+            Op::ReceiveInto { socket, into, max, token } => {
+                assert!(into.room() > 0, "a receive on socket {} into a chunk that is shared or full", socket.0);
+                self.receive(socket, Some(into), max, token);
             }
             Op::Send { socket, chunk, wait, token } => {
                 assert!(!chunk.is_empty(), "an empty chunk is sent on socket {}", socket.0);
@@ -200,6 +197,16 @@ impl SimIo {
             Op::Cancel { socket } => self.cancel(socket),
             Op::Close { socket, reset } => self.close(socket, reset),
         }
+    }
+
+    fn receive(&mut self, socket: SocketId, into: Option<Chunk>, max: u32, token: Token) {
+        assert!(max > 0, "a receive of at most nothing on socket {}", socket.0);
+        let room = into.as_ref().map_or(RECORD_BYTES_MAX, Chunk::room);
+        let max = usize::try_from(max).expect("fits").min(room);
+        let connection = self.connection(socket, "receive");
+        assert!(connection.receive.is_none(), "two receives are outstanding on socket {}", socket.0);
+        connection.receive = Some(PendingReceive { max, into, token });
+        self.try_receive(socket);
     }
 
     fn connect(&mut self, socket: SocketId, to: SocketAddr, from: Option<IpAddr>, purpose: Purpose, token: Token) {
@@ -252,7 +259,8 @@ impl SimIo {
             Some(Socket::Connection(connection)) => {
                 let (receive, send) = (connection.receive.take(), connection.send.take());
                 if let Some(receive) = receive {
-                    self.complete(receive.token, Err(libc::ECANCELED), Payload::None);
+                    let (token, payload) = receive.without_bytes();
+                    self.complete(token, Err(libc::ECANCELED), payload);
                 }
                 if let Some(send) = send {
                     let result = if send.taken > 0 { Ok(send.taken) } else { Err(libc::ECANCELED) };
@@ -326,13 +334,16 @@ impl SimIo {
         }
         let end = connection.end;
         let Some(receive) = connection.receive.take() else { return };
+        let most = if self.rng.chance(self.temper.short_receives) { self.rng.size(1, receive.max) } else { receive.max };
+        if receive.into.is_some() {
+            return self.fill(end, receive, most);
+        }
         // The kernel chooses the slot before it looks what there is: also an end or an error needs one.
         let Some(index) = self.lent.pop() else {
             self.gauge.borrow_mut().no_buffers += 1;
             return self.complete(receive.token, Err(libc::ENOBUFS), Payload::None);
         };
         let mut slot = self.arena.reclaim(index);
-        let most = if self.rng.chance(self.temper.short_receives) { self.rng.size(1, receive.max) } else { receive.max };
         match self.world.read(end, most) {
             Read::Bytes(bytes) => {
                 slot.data_mut().expect("nobody else holds a slot that was lent")[..bytes.len()].copy_from_slice(&bytes);
@@ -349,6 +360,21 @@ impl SimIo {
                 self.complete(receive.token, result, Payload::None);
             }
         }
+    }
+
+    fn fill(&mut self, end: EndId, receive: PendingReceive, most: usize) {
+        let read = self.world.read(end, most);
+        let (token, mut payload) = receive.without_bytes();
+        let result = match (read, &mut payload) {
+            (Read::Bytes(bytes), Payload::Filled(chunk)) => {
+                chunk.append(&bytes);
+                self.gauge.borrow_mut().received += 1;
+                Ok(u32::try_from(bytes.len()).expect("at most the chunk's room"))
+            }
+            (Read::Error(errno), _) => Err(errno),
+            _ => Ok(0),
+        };
+        self.complete(token, result, payload);
     }
 
     fn try_send(&mut self, id: SocketId) {
@@ -497,6 +523,13 @@ impl Io for SimIo {
         match self.sockets.get(&id) {
             Some(Socket::Connection(connection)) => Some(self.world.local_address(connection.end)),
             _ => None,
+        }
+    }
+
+    fn unsent(&self, id: SocketId) -> usize {
+        match self.sockets.get(&id) {
+            Some(Socket::Connection(connection)) => self.world.unsent(connection.end),
+            other => panic!("what socket {} has not sent is asked, but it is {other:?}", id.0),
         }
     }
 

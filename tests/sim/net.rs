@@ -349,6 +349,12 @@ impl Net {
         !end.outbox.is_empty() || !end.flight.is_empty() || (end.fin_queued && !end.fin_sent)
     }
 
+    /// Bytes on the way to an end that is there.
+    pub(crate) fn unsent(&self, id: EndId) -> usize {
+        let end = &self.ends[id];
+        if end.dead { 0 } else { end.outbox.len() + end.flight_bytes }
+    }
+
     /// The kernel's patience with a lost path may be at its end.
     fn time_out(&mut self, id: EndId) {
         let (Some(since), false) = (self.ends[id].lost, self.ends[id].dead) else { return };

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Done, Kind, Purpose, SocketId, Token};
+use zhwkprox::shard::io::{Done, Kind, Payload, Purpose, SocketId, Token};
 
 use crate::rng::Rng;
 use crate::world::{EndId, ListenerId};
@@ -22,6 +22,8 @@ pub(crate) struct PendingSend {
 #[derive(Debug)]
 pub(crate) struct PendingReceive {
     pub(crate) max: usize,
+    /// What it is received behind, in place of a slot.
+    pub(crate) into: Option<Chunk>,
     pub(crate) token: Token,
 }
 
@@ -48,6 +50,13 @@ impl PendingSend {
             let at = now.iter().zip(&self.copy).position(|(now, then)| now != then).unwrap_or(0);
             panic!("the chunk being sent on socket {} was changed at byte {at} of {} before its completion", id.0, self.copy.len());
         }
+    }
+}
+
+impl PendingReceive {
+    /// The token, and what a receive without bytes gives back.
+    pub(crate) fn without_bytes(self) -> (Token, Payload) {
+        (self.token, self.into.map_or(Payload::None, Payload::Filled))
     }
 }
 

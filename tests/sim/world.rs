@@ -221,6 +221,11 @@ impl World {
         self.net().ends[end].local
     }
 
+    /// What close with a linger of zero would throw away.
+    pub(crate) fn unsent(&self, end: EndId) -> usize {
+        self.net().unsent(end)
+    }
+
     /// Nothing arrives at either end until then; then everything does.
     pub(crate) fn stall(&self, end: EndId, until: Nanos) {
         let mut net = self.net();

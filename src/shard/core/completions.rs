@@ -39,6 +39,12 @@ impl Core {
         let what = match (done.result, done.payload) {
             (Ok(0), _) if self.entries[index as usize].has_failed => Incoming::Failed(Errno(libc::ECONNRESET)),
             (Ok(0), _) => Incoming::End,
+            (Ok(_), Payload::Filled(chunk)) => Incoming::Data(chunk),
+            (Err(Errno(libc::EINTR | libc::EAGAIN)), Payload::Filled(chunk)) => {
+                self.submit_receive_into(socket, chunk);
+                return None;
+            }
+            (Err(error), Payload::Filled(_)) => Incoming::Failed(error),
             (Ok(count), Payload::Received(slot)) => Incoming::Data(slot.received(count as usize)),
             (Err(Errno(libc::ENOBUFS)), _) if !mutants::on(Mutant::EnobufsNotParked) => {
                 let entry = &mut self.entries[index as usize];

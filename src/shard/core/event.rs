@@ -12,7 +12,7 @@ use crate::shard::slab::Key;
 pub enum Owner {
     /// The role as a whole.
     Role,
-    /// The core itself: a listener's pause.
+    /// The core itself: a listener's pause, or the looks at a socket that is reset when all is sent.
     Accepting(SocketId),
     /// A listener, by the role's number for it.
     Listener(u32),
@@ -83,7 +83,7 @@ pub enum Event {
 /// How a receive ended.
 #[derive(Debug)]
 pub enum Incoming {
-    /// Bytes, at least one.
+    /// Bytes, at least one. Of a receive into a chunk: that chunk, with the new ones behind what was there.
     Data(Chunk),
     /// The peer's FIN.
     End,
@@ -98,4 +98,6 @@ pub enum Closing {
     Graceful,
     /// RST; what is unsent is dropped.
     Reset,
+    /// RST behind what the kernel has, or after [`crate::limits::RESET_UNSENT`].
+    ResetWhenSent,
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   close ──▶ key invalid at once ──▶ cancel what is outstanding ──▶ every Done (dropped, counted) ──▶ Op::Close ──▶ place free
+//!                                                                                      ResetWhenSent waits here ──┘
 //! ```
 //!
 //! What always holds between calls:
@@ -14,6 +15,7 @@
 mod accepting;
 mod completions;
 mod event;
+mod leaving;
 mod sockets;
 
 use std::collections::VecDeque;
@@ -27,7 +29,7 @@ use self::sockets::{Entry, Life};
 use super::board::Board;
 use super::buffers::Arena;
 use super::inbox::{Message, Postbox, ToControl};
-use super::io::{Done, Io, Kind};
+use super::io::{Done, Io, Kind, SocketId};
 use super::slab::Key;
 use super::state::State;
 use super::time::Time;
@@ -214,6 +216,7 @@ impl Core {
     pub(super) fn due_timer(&mut self) -> Option<(Owner, u8)> {
         loop {
             match self.timers.pop_due(self.now)? {
+                (Owner::Accepting(SocketId(index)), leaving::LOOK) => self.finish_close(index),
                 (Owner::Accepting(listener), _) => {
                     if let Some(accepts) = &mut self.entries[listener.0 as usize].accepts {
                         accepts.paused = None;

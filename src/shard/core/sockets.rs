@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::accepting::Accepts;
+use super::leaving::Leaving;
 use super::{Closing, Core, Owner};
 use crate::limits;
 #[cfg(feature = "mutants")]
@@ -11,6 +12,10 @@ use crate::mutants::{self, Mutant};
 use crate::shard::buffers::Chunk;
 use crate::shard::io::{Kind, Op, Purpose, SocketId, Token};
 use crate::shard::slab::Key;
+
+/// [`limits::SLOT_DATA`] as an operation takes it.
+#[expect(clippy::cast_possible_truncation, reason = "less than 64 KiB")]
+const SLOT_DATA: u32 = limits::SLOT_DATA as u32;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Life {
@@ -35,7 +40,11 @@ pub(super) struct Entry {
     /// Such a send came back short: the connection has failed. The kernel tells that once, so a receive would now look like a FIN.
     pub(super) has_failed: bool,
     pub(super) parked: bool,
+    /// The most that the outstanding or parked receive takes.
+    pub(super) receive_max: u32,
     pub(super) closing: Option<Closing>,
+    /// Quiet, and waits until all is sent.
+    pub(super) leaving: Option<Leaving>,
     pub(super) accepts: Option<Box<Accepts>>,
 }
 
@@ -74,12 +83,41 @@ impl Core {
         }
     }
 
-    /// Waits for bytes, unless that is being done already.
+    /// Waits for bytes, unless that is being done already. What comes leaves room for a tag behind it.
     pub fn receive(&mut self, socket: Key) {
+        self.receive_at_most(socket, SLOT_DATA);
+    }
+
+    /// As [`Self::receive`], for at most `max` bytes: up to [`limits::RECORD_BYTES_MAX`].
+    pub fn receive_at_most(&mut self, socket: Key, max: u32) {
         let Some(entry) = self.entry_mut(socket) else { return };
         if !entry.receiving && !entry.parked {
+            entry.receive_max = max;
             self.submit_receive(socket);
         }
+    }
+
+    /// Waits for at most `max` bytes and puts them behind the chunk's end; the event brings the whole chunk. Where no bytes come any more
+    /// the chunk is gone with that.
+    ///
+    /// # Panics
+    /// When a receive is outstanding, or the chunk has no room: faults of the caller, for which bytes would be missing.
+    pub fn receive_into(&mut self, socket: Key, chunk: Chunk, max: u32) {
+        let Some(entry) = self.entry_mut(socket) else { return };
+        assert!(!entry.receiving && !entry.parked, "a receive into a chunk while another is outstanding on socket {}", socket.index);
+        entry.receive_max = max;
+        self.submit_receive_into(socket, chunk);
+    }
+
+    /// A chunk that starts with a copy of `bytes` and has room for a whole record: in a free slot or, if there is none, on the heap.
+    ///
+    /// # Panics
+    /// When `bytes` are more than [`limits::RECORD_BYTES_MAX`].
+    pub fn fresh_chunk(&mut self, bytes: &[u8]) -> Chunk {
+        let slot = self.arena.take().map(|slot| slot.received(0));
+        let mut chunk = slot.unwrap_or_else(|| Chunk::with_capacity(limits::RECORD_BYTES_MAX));
+        chunk.append(bytes);
+        chunk
     }
 
     /// Sends a chunk, of which at least one byte is left. One at a time per socket: [`crate::outbox::Outbox`] sees to it.
@@ -118,12 +156,17 @@ impl Core {
     pub(in crate::shard) fn close_all(&mut self) {
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
-            if matches!(entry.life, Life::Free | Life::Awaited { .. }) || entry.closing.is_some() {
+            let (is_closing, generation) = (entry.closing.is_some(), entry.generation);
+            if matches!(entry.life, Life::Free | Life::Awaited { .. }) {
                 continue;
             }
             let how = if matches!(entry.owner, Owner::Flow(_) | Owner::Waiting(_)) { Closing::Reset } else { Closing::Graceful };
             let index = u32::try_from(index).expect("descriptors are fewer than 2^32");
-            self.close(Key { index, generation: entry.generation }, how);
+            if is_closing {
+                self.stop_waiting(index);
+                continue;
+            }
+            self.close(Key { index, generation }, how);
         }
     }
 
@@ -178,7 +221,9 @@ impl Core {
             sends_whole: false,
             has_failed: false,
             parked: false,
+            receive_max: 0,
             closing: None,
+            leaving: None,
             accepts: None,
         });
         Key { index, generation: 0 }
@@ -196,6 +241,7 @@ impl Core {
         entry.life = Life::Free;
         entry.has_failed = false;
         entry.closing = None;
+        entry.leaving = None;
         entry.accepts = None;
         self.free.push(index);
         self.in_use -= 1;
@@ -209,15 +255,27 @@ impl Core {
     }
 
     pub(super) fn finish_close(&mut self, index: u32) {
-        let reset = self.entries[index as usize].closing == Some(Closing::Reset);
+        if self.waits_for_unsent(index) {
+            return;
+        }
+        let reset = matches!(self.entries[index as usize].closing, Some(Closing::Reset | Closing::ResetWhenSent));
         self.io.submit(Op::Close { socket: SocketId(index), reset });
         self.release(index);
     }
 
     pub(super) fn submit_receive(&mut self, socket: Key) {
-        self.entries[socket.index as usize].receiving = true;
+        let entry = &mut self.entries[socket.index as usize];
+        entry.receiving = true;
+        let max = entry.receive_max;
         let id = SocketId(socket.index);
-        let max = u32::try_from(limits::SLOT_DATA).expect("a slot is 64 KiB");
         self.io.submit(Op::Receive { socket: id, max, token: Token::new(Kind::Receive, socket.generation, id) });
+    }
+
+    pub(super) fn submit_receive_into(&mut self, socket: Key, into: Chunk) {
+        let entry = &mut self.entries[socket.index as usize];
+        entry.receiving = true;
+        let max = entry.receive_max;
+        let id = SocketId(socket.index);
+        self.io.submit(Op::ReceiveInto { socket: id, into, max, token: Token::new(Kind::Receive, socket.generation, id) });
     }
 }

@@ -14,6 +14,8 @@ const SILENT_MS: u32 = 30_000;
 const RETRANSMISSIONS: u8 = 6;
 /// Window probes in a row without an answer. One may just have left.
 const PROBES: u8 = 2;
+/// TCP_CLOSE, as TCP_INFO has it.
+const CLOSED: u8 = 7;
 
 /// Whether the connection has failed, or nothing has come back for too long.
 pub(super) fn is_lost(socket: impl AsFd) -> bool {
@@ -28,17 +30,35 @@ fn has_failed(descriptor: i32) -> bool {
     ready > 0 && poll.revents & (libc::POLLERR | libc::POLLHUP) != 0
 }
 
+/// How many bytes, the end counted as one, have not been acknowledged; none of a connection that is over.
+pub(super) fn unsent(socket: impl AsFd) -> usize {
+    let descriptor = socket.as_fd().as_raw_fd();
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, which lives through the call.
+    let result = unsafe { libc::ioctl(descriptor, libc::TIOCOUTQ, &raw mut bytes) };
+    // After a reset the count stays what it was.
+    if result != 0 || tcp_info(descriptor).is_some_and(|info| info.tcpi_state == CLOSED) {
+        return 0;
+    }
+    usize::try_from(bytes).unwrap_or_default()
+}
+
 fn is_silent(descriptor: i32) -> bool {
+    tcp_info(descriptor).is_some_and(|info| {
+        info.tcpi_last_ack_recv >= SILENT_MS && (info.tcpi_retransmits >= RETRANSMISSIONS || info.tcpi_probes >= PROBES)
+    })
+}
+
+fn tcp_info(descriptor: i32) -> Option<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or_default();
     // SAFETY: the value is as long as said and lives through the call; the kernel writes at most that.
     let result = unsafe { libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length) };
     if result != 0 {
-        return false;
+        return None;
     }
     // SAFETY: all fields are integers, zeroed before the call, so the value is initialised however much the kernel wrote.
-    let info = unsafe { info.assume_init() };
-    info.tcpi_last_ack_recv >= SILENT_MS && (info.tcpi_retransmits >= RETRANSMISSIONS || info.tcpi_probes >= PROBES)
+    Some(unsafe { info.assume_init() })
 }
 
 #[cfg(test)]
@@ -69,6 +89,20 @@ mod tests {
         drop(there);
         // The reset comes over loopback; nothing else can be awaited that would not take it.
         while !is_lost(&here) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn bytes_are_unsent_until_the_other_end_has_them_and_none_are_once_it_is_gone() {
+        let (mut here, there) = pair();
+        assert_eq!(unsent(&here), 0);
+        here.set_nonblocking(true).unwrap();
+        while here.write(&[0; 65_536]).is_ok() {}
+        assert!(unsent(&here) > 0);
+        socket2::SockRef::from(&there).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(there);
+        while unsent(&here) > 0 {
             std::thread::yield_now();
         }
     }

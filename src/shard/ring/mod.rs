@@ -4,7 +4,7 @@
 //! ```text
 //!   submit(Op) ──▶ queue ──▶ kernel          one io_uring_enter per turn
 //!                  ◀── completions ──┐
-//!   Done ◀── record of the socket ◀──┘       chunk of the send, address of the connect, slot of the receive
+//!   Done ◀── record of the socket ◀──┘       chunk of the send, address of the connect, slot or chunk of the receive
 //! ```
 //!
 //! What always holds between calls:
@@ -193,14 +193,27 @@ impl Ring {
 
     fn receive(&mut self, id: SocketId, max: u32, token: Token) {
         let socket = self.sockets.open(id);
-        debug_assert!(socket.receiving.is_none(), "one receive at a time on {id:?}");
+        assert!(socket.receiving.is_none(), "one receive at a time on {id:?}");
         let max = max.min(posted::DATA);
-        socket.receiving = Some(Receiving { max, cancelled: false });
+        socket.receiving = Some(Receiving { max, cancelled: false, into: None });
         // Waiting first keeps an idle socket from taking a slot, and from failing for want of one while there is nothing to receive.
         // Where the last receive left bytes behind there is no idleness, and trying at once is cheaper.
         let first = if std::mem::take(&mut socket.more) { 0 } else { POLL_FIRST };
         let fd = socket.fd();
         self.push_receive(fd, max, first, token);
+    }
+
+    fn receive_into(&mut self, id: SocketId, mut into: Chunk, max: u32, token: Token) {
+        let socket = self.sockets.open(id);
+        // A second one would release the first one's memory under the kernel.
+        assert!(socket.receiving.is_none(), "one receive at a time on {id:?}");
+        let room = into.room_mut();
+        let max = max.min(u32::try_from(room.len()).unwrap_or(u32::MAX));
+        assert!(max > 0, "a receive on {id:?} into a chunk without room, or of at most nothing");
+        let first = if std::mem::take(&mut socket.more) { 0 } else { POLL_FIRST };
+        let entry = opcode::Recv::new(socket.fd(), room.as_mut_ptr(), max).ioprio(first).build();
+        socket.receiving = Some(Receiving { max, cancelled: false, into: Some(into) });
+        self.push(entry, token);
     }
 
     fn push_receive(&mut self, fd: types::Fd, max: u32, first: u16, token: Token) {
@@ -312,14 +325,18 @@ impl Ring {
         let another_try = result == Err(Errno(libc::ENOBUFS)) && self.again.len() < self.slots_available();
         let socket = self.sockets.open(token.socket());
         socket.more = cqueue::sock_nonempty(flags);
-        if another_try && socket.receiving.is_some_and(|receiving| !receiving.cancelled) {
+        if another_try && socket.receiving.as_ref().is_some_and(|receiving| !receiving.cancelled && receiving.into.is_none()) {
             self.again.push(token);
             return None;
         }
-        socket.receiving = None;
-        let payload = match slot {
-            Some(slot) if matches!(result, Ok(1..)) => Payload::Received(slot),
-            Some(_) | None => Payload::None,
+        let into = socket.receiving.take().and_then(|receiving| receiving.into);
+        let payload = match (into, slot) {
+            (Some(mut chunk), _) => {
+                chunk.lengthen(result.map_or(0, |count| count as usize));
+                Payload::Filled(chunk)
+            }
+            (None, Some(slot)) if matches!(result, Ok(1..)) => Payload::Received(slot),
+            (None, Some(_) | None) => Payload::None,
         };
         Some((result, payload))
     }
@@ -333,7 +350,7 @@ impl Ring {
         let mut again = std::mem::take(&mut self.again);
         for token in again.drain(..) {
             let socket = self.sockets.open(token.socket());
-            if let Some(Receiving { max, .. }) = socket.receiving {
+            if let Some(&Receiving { max, .. }) = socket.receiving.as_ref() {
                 let fd = socket.fd();
                 // Bytes are there, so there is nothing to wait for.
                 self.push_receive(fd, max, 0, token);
@@ -377,6 +394,7 @@ impl Io for Ring {
             Op::Accept { listener, into, purpose, token } => self.accept(listener, into, purpose, token),
             Op::Connect { socket, to, from, purpose, token } => self.connect(socket, to, from, purpose, token),
             Op::Receive { socket, max, token } => self.receive(socket, max, token),
+            Op::ReceiveInto { socket, into, max, token } => self.receive_into(socket, into, max, token),
             Op::Send { socket, chunk, wait, token } => self.send(socket, chunk, wait, token),
             Op::Shutdown { socket } => {
                 // A peer that has reset meanwhile is the only failure, and the receive tells it.
@@ -425,6 +443,13 @@ impl Io for Ring {
         match self.sockets.get(id) {
             Some(Record::Open(socket)) => SockRef::from(&socket.descriptor).local_addr().ok()?.as_socket(),
             _ => None,
+        }
+    }
+
+    fn unsent(&self, id: SocketId) -> usize {
+        match self.sockets.get(id) {
+            Some(Record::Open(socket)) => lost::unsent(&socket.descriptor),
+            _ => 0,
         }
     }
 

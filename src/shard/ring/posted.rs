@@ -11,16 +11,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
-use crate::limits::SLOT_DATA;
+use crate::limits::RECORD_BYTES_MAX;
 use crate::shard::buffers::{Arena, Slot};
 use crate::shard::pages::Pages;
 
 /// The one buffer group there is.
 pub(super) const GROUP: u16 = 0;
 
-/// [`SLOT_DATA`] as the kernel takes it.
+/// [`RECORD_BYTES_MAX`] as the kernel takes it.
 #[expect(clippy::cast_possible_truncation, reason = "less than 64 KiB")]
-pub(super) const DATA: u32 = SLOT_DATA as u32;
+pub(super) const DATA: u32 = RECORD_BYTES_MAX as u32;
 
 /// The slots lent to the kernel.
 pub(super) struct Posted {

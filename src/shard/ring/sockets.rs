@@ -47,10 +47,12 @@ pub(super) struct Socket {
     pub(super) more: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Receiving {
     pub(super) max: u32,
     pub(super) cancelled: bool,
+    /// What the kernel writes behind; `None` for a leased receive.
+    pub(super) into: Option<Chunk>,
 }
 
 impl Socket {
