@@ -2,6 +2,7 @@
 //! the other end's profile. What belongs to the other protocol is refused, with both named.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::value::Values;
 use super::{ConfigError, missing, parse};
@@ -50,15 +51,6 @@ pub(super) enum KeyFiles {
 
 impl Version {
     /// What one gets without asking is the safe one: 0x80 has to be asked for by name.
-    /// As the shards take it.
-    #[must_use]
-    pub fn for_tunnels(self) -> login::Protocol {
-        match self {
-            Self::V80 { cipher, profile } => login::Protocol::V80 { cipher, profile },
-            Self::V81 { keys, methods } => login::Protocol::V81 { keys: keys.keys(), methods: methods.into() },
-        }
-    }
-
     pub(super) fn read(values: &Values) -> Result<Self, ConfigError> {
         let version = values.one("protocol", |text| match text {
             "0x80" => Ok(Self::V80),
@@ -70,6 +62,15 @@ impl Version {
 }
 
 impl Protocol {
+    /// As the shards take it.
+    #[must_use]
+    pub fn for_tunnels(self) -> login::Protocol {
+        match self {
+            Self::V80 { cipher, profile } => login::Protocol::V80 { cipher, profile },
+            Self::V81 { keys, methods } => login::Protocol::V81 { keys: Arc::clone(keys.keys()), methods: methods.into() },
+        }
+    }
+
     /// Whose program is on the other end; with 0x81 always ours.
     #[must_use]
     pub const fn profile(&self) -> Profile {

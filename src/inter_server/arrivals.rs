@@ -5,15 +5,14 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use rand::Rng;
 use tracing::{debug, warn};
 
 use super::placing::Waiting;
 use super::{InterServer, ListenerKind};
 use crate::limits;
 use crate::outbox::Outbox;
-use crate::protocol::socks5::{self, Negotiation, Reply, Target};
 use crate::protocol::login::{EntryLogin, Progress};
+use crate::protocol::socks5::{self, Negotiation, Reply, Target};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{NameError, ToControl};

@@ -26,7 +26,7 @@ use super::{Busy, Due, Handle, LINK_TIMER, Link, LinkEvent, LinkFault, Pressure,
 use crate::limits;
 use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
-use crate::protocol::v81::frame::{goaway, reset};
+use crate::protocol::v81::frame::goaway;
 use crate::protocol::v81::handshake::Authenticated;
 use crate::protocol::v81::record::{RecordWriter, TAG};
 use crate::protocol::v81::session::{Incoming, Session};

@@ -15,8 +15,7 @@ use crate::crypto::fixed_iv::MessageCipher;
 use crate::limits;
 
 /// What we accept on tunnels of 0x81.
-const SETTINGS: v81::settings::Settings =
-    v81::settings::Settings { stream_window: limits::WINDOW_FIRST, max_streams: limits::V81_STREAMS };
+const SETTINGS: v81::settings::Settings = v81::settings::Settings { stream_window: limits::WINDOW_FIRST, max_streams: limits::V81_STREAMS };
 
 /// What is spoken on tunnels, and with which secrets.
 #[derive(Clone, Debug)]
@@ -170,7 +169,9 @@ impl ExitLogin {
     #[must_use]
     pub fn closed(&self) -> String {
         match self {
-            Self::V80(..) => "closed during the handshake: another key or cipher there, or our address is not in its --allow-servers".to_owned(),
+            Self::V80(..) => {
+                "closed during the handshake: another key or cipher there, or our address is not in its --allow-servers".to_owned()
+            }
             Self::V81(handshake) => handshake.closed().to_string(),
         }
     }

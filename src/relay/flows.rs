@@ -7,8 +7,8 @@ use tracing::debug;
 
 use super::{Flow, Lost, Reading, Relay};
 use crate::limits;
-use crate::outbox::Outbox;
 use crate::link::{Busy, Handle, Why};
+use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Incoming, Owner};

@@ -18,7 +18,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rand::Rng;
 use tracing::{debug, info, warn};
 
 use self::dialer::Dialer;
@@ -488,7 +487,9 @@ impl Server {
             self.relay.end_tunnel(core, tunnel, Closing::Graceful);
         }
         let mut left = self.relay.tunnels.iter();
-        if self.relay.flows.is_empty() && left.all(|(_, tunnel)| tunnel.link.flows() == 0 && tunnel.link.is_flushed() && !tunnel.link.is_winding()) {
+        if self.relay.flows.is_empty()
+            && left.all(|(_, tunnel)| tunnel.link.flows() == 0 && tunnel.link.is_flushed() && !tunnel.link.is_winding())
+        {
             self.stopped = true;
         }
     }

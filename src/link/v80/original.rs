@@ -28,8 +28,6 @@ use crate::shard::slab::Key;
 use crate::shard::time::Time;
 use crate::shard::timers::TimerId;
 
-
-
 /// Ends of ours that are remembered, so that late data can be told from a new flow in the log.
 const ENDS_REMEMBERED: usize = 16;
 /// Data this soon after our end is most likely the old flow's.

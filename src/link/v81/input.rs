@@ -15,12 +15,16 @@ use std::ops::Range;
 use super::super::LinkFault;
 use crate::limits;
 use crate::protocol::v81::frame::{Frames, Header};
-use crate::protocol::v81::session::Fault;
 use crate::protocol::v81::record::{RecordError, RecordReader};
+use crate::protocol::v81::session::Fault;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::Core;
 use crate::shard::slab::Key;
 use crate::shard::time::Time;
+
+/// Most that a receive takes: the largest record.
+#[expect(clippy::cast_possible_truncation, reason = "it fits a slot")]
+const RECORD_BYTES: u32 = limits::RECORD_BYTES_MAX as u32;
 
 /// See the module.
 #[derive(Debug)]
@@ -123,17 +127,17 @@ impl Input {
         let part = &chunk.as_slice()[self.part..];
         self.held = part.len();
         if part.is_empty() {
-            core.receive_at_most(socket, limits::RECORD_BYTES);
+            core.receive_at_most(socket, RECORD_BYTES);
             return;
         }
         let missing = match self.reader.whole(part) {
             Ok(Some(length)) => length - part.len(),
             // Not even its length field is whole.
-            _ => limits::RECORD_BYTES as usize - part.len(),
+            _ => limits::RECORD_BYTES_MAX - part.len(),
         };
         // At the chunk's start nothing else refers to it.
         let chunk = if self.part == 0 && chunk.room() >= missing { chunk } else { core.fresh_chunk(part) };
-        core.receive_into(socket, chunk, u32::try_from(missing).unwrap_or(limits::RECORD_BYTES));
+        core.receive_into(socket, chunk, u32::try_from(missing).unwrap_or(RECORD_BYTES));
     }
 
     pub(super) fn discard(&mut self) {
