@@ -28,7 +28,7 @@ use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
 use crate::protocol::v81::frame::goaway;
 use crate::protocol::v81::handshake::Authenticated;
-use crate::protocol::v81::record::{RecordWriter, TAG};
+use crate::protocol::v81::record::{PLAINTEXT_MAX, RecordWriter, TAG};
 use crate::protocol::v81::session::{Incoming, Session};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Core, Owner};
@@ -110,25 +110,49 @@ impl V81 {
         }
     }
 
+    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it.
     fn put(&mut self, stream: u32, item: Item) {
         if let Some(items) = self.stalled.get_mut(&stream) {
             items.push_back(item);
-            return;
+        } else if let Some(rest) = self.put_within_credit(stream, item) {
+            self.stalled.insert(stream, VecDeque::from([rest]));
         }
-        if let Item::Data(chunk) = &item {
-            self.queued += chunk.len();
-        }
-        self.queue.push_back((stream, item));
     }
 
-    /// What waited for credit goes first among what waits for its turn.
+    /// The stream has credit again.
     fn unstall(&mut self, stream: u32) {
-        for item in self.stalled.remove(&stream).into_iter().flatten().rev() {
-            if let Item::Data(chunk) = &item {
-                self.queued += chunk.len();
+        let Some(mut items) = self.stalled.remove(&stream) else { return };
+        while let Some(item) = items.pop_front() {
+            if let Some(rest) = self.put_within_credit(stream, item) {
+                items.push_front(rest);
+                self.stalled.insert(stream, items);
+                return;
             }
-            self.queue.push_front((stream, item));
         }
+    }
+
+    /// Gives back what the credit is not enough for.
+    fn put_within_credit(&mut self, stream: u32, item: Item) -> Option<Item> {
+        let (item, rest) = match item {
+            Item::Data(chunk) => {
+                let credit = self.session.allowance(stream) as usize;
+                let (now, rest) = if credit >= chunk.len() {
+                    (chunk, None)
+                } else {
+                    let (now, rest) = chunk.as_slice().split_at(credit);
+                    (Chunk::copy_of(now), Some(Item::Data(Chunk::copy_of(rest))))
+                };
+                if now.is_empty() {
+                    return rest;
+                }
+                self.session.reserve(stream, u32::try_from(now.len()).unwrap_or(u32::MAX));
+                self.queued += now.len();
+                (Item::Data(now), rest)
+            }
+            item => (item, None),
+        };
+        self.queue.push_back((stream, item));
+        rest
     }
 
     /// Takes from the queue what fits, and seals it.
@@ -179,34 +203,13 @@ impl V81 {
     }
 
     fn seal_data(&mut self, stream: u32, mut chunk: Chunk, gathered: &mut Vec<u8>) {
-        if !self.session.is_open(stream) {
-            return;
-        }
-        let credit = self.session.allowance(stream) as usize;
-        if credit < chunk.len() {
-            let rest = Chunk::copy_of(&chunk.as_slice()[credit..]);
-            let items = self.stalled.entry(stream).or_default();
-            items.push_back(Item::Data(rest));
-            // What stands behind it in the queue must stay behind it.
-            let queue = std::mem::take(&mut self.queue);
-            for (of, item) in queue {
-                if of == stream {
-                    if let Item::Data(chunk) = &item {
-                        self.queued -= chunk.len();
-                    }
-                    items.push_back(item);
-                } else {
-                    self.queue.push_back((of, item));
-                }
-            }
-            if credit == 0 {
-                return;
-            }
-            chunk = Chunk::copy_of(&chunk.as_slice()[..credit]);
-        }
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-        let header = self.session.data(stream, length).encode();
-        if chunk.len() <= GATHERED_PAYLOAD {
+        let Some(header) = self.session.reserved(stream, length) else { return };
+        let header = header.encode();
+        if chunk.len() <= GATHERED_PAYLOAD || chunk.room() < TAG {
+            if gathered.len() + header.len() + chunk.len() > PLAINTEXT_MAX {
+                self.seal(gathered);
+            }
             gathered.extend_from_slice(&header);
             gathered.extend_from_slice(chunk.as_slice());
             return;

@@ -405,6 +405,25 @@ impl Session {
         Header { kind: kind::DATA, flags: 0, length: length.unwrap_or(u16::MAX), stream }
     }
 
+    /// Takes credit for bytes that leave later, with the header of [`Session::reserved`]: until then nobody else can use it.
+    pub fn reserve(&mut self, stream: u32, bytes: u32) {
+        debug_assert!(bytes <= self.allowance(stream), "{bytes} bytes on stream {stream}, of {}", self.allowance(stream));
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.credit = state.credit.saturating_sub(bytes);
+        }
+    }
+
+    /// The header of a DATA frame for which the credit was taken by [`Session::reserve`]. `None`: the stream is closed. All control frames have
+    /// been polled.
+    #[must_use]
+    pub fn reserved(&self, stream: u32, bytes: u32) -> Option<Header> {
+        let state = self.streams.get(&stream)?;
+        debug_assert!(!state.is(OPENING), "DATA on stream {stream} before its opening has left");
+        let length = u16::try_from(bytes).unwrap_or(u16::MAX);
+        debug_assert!(usize::from(length) <= FRAME_PAYLOAD_MAX, "{bytes} bytes fit no frame");
+        Some(Header { kind: kind::DATA, flags: 0, length, stream })
+    }
+
     /// The FIN behind a stream's last DATA. `None`: it was sent, or the stream is closed. All control frames have been polled.
     #[must_use = "the header must be sent"]
     pub fn finish(&mut self, stream: u32) -> Option<Header> {
