@@ -17,4 +17,5 @@ mod v81_handshake;
 mod v81_records;
 mod v81_settings;
 mod v81_support;
+mod v81_vectors;
 mod vectors;
