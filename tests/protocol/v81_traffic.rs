@@ -385,7 +385,8 @@ pub(crate) fn hostile(plaintexts: &[u8]) {
                         let header = session.data(id, 1);
                         assert_eq!((header.kind, header.length, header.stream), (kind::DATA, 1, id));
                     } else if !more {
-                        drop(session.finish(id));
+                        let fin = session.finish(id);
+                        assert!(fin.is_none_or(|header| (header.kind, header.stream) == (kind::FIN, id)));
                     }
                 }
                 _ => {
