@@ -207,3 +207,51 @@ fn control_frames_go_in_their_order_and_only_whole() {
         assert_eq!(seen == all, room >= largest, "room for {room}");
     }
 }
+
+#[test]
+fn the_worked_frames_of_the_protocols_page_are_what_the_sessions_say() {
+    let mut entry = session(Side::Entry, 262_144, 10);
+    let mut exit = session(Side::Exit, 262_144, 10);
+    let mut said = Vec::new();
+    for target in [Target::Address("192.0.2.7:443".parse().expect("an address")), Target::Name("a.example".to_owned(), 80)] {
+        entry.open(&target, 1).expect("free");
+    }
+    said.extend(control(&mut entry));
+    for (tag, frame) in (1..).zip(&said) {
+        assert!(matches!(give(&mut exit, frame), Ok(Some(Incoming::Open { .. }))));
+        exit.attach(frame.0.stream, tag);
+    }
+    exit.opened(1, "198.51.100.1:4000".parse().expect("an address"));
+    said.extend(control(&mut exit));
+    said.push((entry.data(1, 2), b"hi".to_vec()));
+    said.push((entry.finish(1).expect("open"), vec![]));
+    exit.reset(2, reset::HOST);
+    said.extend(control(&mut exit));
+    give(&mut exit, &frame(kind::DATA, 0, 1, &[0; 65_000])).expect("within the credit");
+    give(&mut exit, &frame(kind::DATA, 0, 1, &[0; 536])).expect("within the credit");
+    exit.consumed(1, 65_536, std::time::Duration::ZERO);
+    said.extend(control(&mut exit));
+    entry.ping(*b"12345678");
+    let ping = control(&mut entry);
+    give(&mut exit, &ping[0]).expect("the first");
+    said.extend(ping);
+    said.extend(control(&mut exit));
+    entry.go_away(goaway::STOPPING, "bye");
+    said.extend(control(&mut entry));
+    said.push(frame(kind::PAD, 0, 0, &[0; 3]));
+
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/PROTOCOL.md")).expect("the page");
+    let block = page.split_once("<!-- worked: 0x81 frames -->").expect("the marker").1.split("```").nth(1).expect("a block");
+    let lines = block.lines().skip(1).filter(|line| !line.is_empty());
+    let written: Vec<(String, Vec<u8>)> = lines
+        .map(|line| {
+            let mut words = line.split('#').next().expect("a beginning").split_whitespace();
+            (words.next().expect("a name").to_owned(), unhex(&words.collect::<String>()))
+        })
+        .collect();
+    let said: Vec<_> = said
+        .iter()
+        .map(|(header, payload)| (kind::name(header.kind).to_owned(), [&header.encode(), payload.as_slice()].concat()))
+        .collect();
+    assert_eq!(written, said);
+}
