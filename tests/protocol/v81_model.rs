@@ -133,6 +133,9 @@ type Moves = Vec<(Label, State)>;
 /// What one step does: to the state's views, to the session, and the ordered frames that it puts on the wire.
 type Step<'a> = &'a dyn Fn(&mut State, &mut Session) -> Result<Vec<Frame>, String>;
 
+/// Takes a step down as a move: what it is called at the entry and at the exit, and whose.
+type Push<'a> = &'a mut dyn FnMut([&'static str; 2], usize, Step<'_>) -> Result<(), String>;
+
 fn id(index: usize) -> u32 {
     u32::try_from(index).expect("few") + 1
 }
@@ -245,13 +248,7 @@ impl Model {
         Ok(())
     }
 
-    fn ordered_moves(
-        &self,
-        state: &State,
-        side: usize,
-        index: usize,
-        push: &mut dyn FnMut([&'static str; 2], usize, Step<'_>) -> Result<(), String>,
-    ) -> Result<(), String> {
+    fn ordered_moves(&self, state: &State, side: usize, index: usize, push: Push<'_>) -> Result<(), String> {
         let (view, session) = (state.views[side][index], self.session(state, side));
         let lawful = session.allowance(id(index)) > 0;
         let ignores = self.variant == Variant::CreditIgnored || view.phase == Phase::Dial;
