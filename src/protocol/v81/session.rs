@@ -11,12 +11,14 @@
 
 mod control;
 mod fault;
+mod incoming;
+mod table;
 mod windows;
 
 pub use fault::Fault;
+pub use incoming::{Incoming, NotNow};
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -27,15 +29,13 @@ use super::settings::Settings;
 use crate::limits::V81_STREAMS_MAX;
 use crate::protocol::socks5::Target;
 use control::Control;
+use table::Streams;
 use windows::{ATTACHED, GRANTING, Growth, OPENED, OPENING, OWN_FIN, PEER_FIN, Stream};
 
 /// Most credit that a stream may have.
 const CREDIT_MAX: u32 = i32::MAX as u32;
 /// Ids that an inter-server leaves unused: when no more are left the tunnel winds down.
 const IDS_KEPT: u32 = 1 << 16;
-
-/// The streams that are open. Ids count up from 1, so that a peer cannot choose where they fall.
-type Streams = HashMap<u32, Stream, BuildHasherDefault<IdHasher>>;
 
 /// One tunnel's streams. Made when the settings of both sides are known; gone with the tunnel.
 ///
@@ -90,70 +90,6 @@ pub struct Session {
     answered: u64,
     growth: Growth,
     control: Control,
-}
-
-/// What a frame means to the role.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Incoming {
-    /// Exit: a stream begins. Before the next frame the role says [`Session::attach`] or [`Session::refuse`].
-    Open {
-        /// Its id.
-        stream: u32,
-        /// Where to.
-        target: Target,
-    },
-    /// Entry: the destination is connected.
-    Opened {
-        /// Whose.
-        tag: u64,
-        /// The exit's address towards it.
-        bound: SocketAddr,
-    },
-    /// The payload is this stream's. Its credit is taken; [`Session::consumed`] gives it back.
-    Data {
-        /// Whose.
-        tag: u64,
-    },
-    /// The peer sends no more on it.
-    Finished {
-        /// Whose.
-        tag: u64,
-    },
-    /// The peer has reset it: it is closed.
-    Reset {
-        /// Whose.
-        tag: u64,
-        /// Why, one of [`reset`] or unknown.
-        code: u8,
-    },
-    /// More may be sent on it.
-    Credit {
-        /// Whose.
-        tag: u64,
-    },
-    /// Our PING is answered.
-    Pong,
-    /// The peer winds the tunnel down or, from [`goaway::ENDS_FROM`] on, ends it.
-    GoAway {
-        /// Why, one of [`goaway`] or unknown.
-        code: u8,
-        /// Its words, fit for a log line: at most 200 bytes, escaped.
-        text: String,
-    },
-}
-
-/// Why no stream can be opened on this tunnel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum NotNow {
-    /// It winds down, or has ended.
-    #[error("the tunnel winds down")]
-    Winding,
-    /// The exit takes no more at once.
-    #[error("as many streams are open as the server takes at once")]
-    TooMany,
-    /// Its ids are used up; it winds down from now on.
-    #[error("the tunnel has no stream ids left")]
-    NoIds,
 }
 
 impl Session {
@@ -606,25 +542,5 @@ impl Hash for Session {
         ids.sort_unstable_by_key(|(id, _)| **id);
         (self.side, ids, self.last, self.known, self.behind).hash(state);
         self.control.hash(state);
-    }
-}
-
-/// Spreads ids over a table: one multiplication, for a lookup per frame.
-#[derive(Clone, Copy, Default, Debug)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::Streams;
 use super::fault::TEXT_MAX;
+use super::table::Streams;
 use super::windows::{GRANTING, Growth, OPENED, OPENING};
 use crate::protocol::socks5::Target;
 use crate::protocol::v81::frame::{FRAME_HEADER, Header, address, goaway, kind};
