@@ -16,7 +16,7 @@ fn several_keys_have_the_names_of_their_files_or_those_that_are_typed() {
     refused(&folder.inter_server81(&["--key-file", "home="]), &["--key-file: got `home=`", "expected FILE or NAME=FILE"]);
     refused(&folder.inter_server81(&[]), &["--key-file FILE is missing", "zhwkprox keygen --out FILE"]);
     let long = format!("{}={two}", "n".repeat(65));
-    refused(&folder.inter_server81(&["--key-file", &long]), &["--key-file: got", "a name of 1 to 64"]);
+    refused(&folder.inter_server81(&["--key-file", &long]), &["--key-file: got", "the name of 1 to 64"]);
     accepted(&folder.inter_server81(&["--key-file", &long[1..]]));
 }
 
