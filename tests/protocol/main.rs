@@ -13,4 +13,8 @@ mod splits;
 mod support;
 mod traffic;
 mod transcript;
+mod v81_handshake;
+mod v81_records;
+mod v81_settings;
+mod v81_support;
 mod vectors;

@@ -36,6 +36,9 @@ const DATA_PATH: &[&str] = &[
 
 /// The places there that share all the same, what, and why.
 const SHARED: &[(&str, &str, &str)] = &[
+    ("src/protocol/v81/handshake/entry.rs", "Arc", "the keys, one set for all shards, looked at when a server logs in"),
+    ("src/protocol/v81/handshake/keys.rs", "Arc", "the names of the keys: a tunnel learns its own when it begins"),
+    ("src/protocol/v81/handshake/mod.rs", "Arc", "the same name"),
     ("src/shard/inbox.rs", "Arc", "the inbox itself: hand-overs and orders, never bytes of a flow in passing"),
     ("src/shard/inbox.rs", "Mutex", "the inbox itself"),
     ("src/shard/board.rs", "Arc", "gauges of all shards, read when a client or a tunnel needs a place"),

@@ -90,15 +90,15 @@ def refused(method, key):
     first = bytearray(good)
     first[1] ^= 0x80
     return [
-        {"side": "exit", "gets": "81", "says": "800100", "fault": "inter-server answered version 0x81: expected 0x80"},
-        {"side": "exit", "gets": "05", "says": "800100", "fault": "inter-server answered version 0x05: expected 0x80"},
+        {"side": "exit", "gets": "81", "says": "800100", "fault": "inter-server speaks 0x81: expected 0x80, see --protocol"},
+        {"side": "exit", "gets": "05", "says": "800100", "fault": "inter-server speaks 0x05: expected 0x80"},
         {"side": "exit", "gets": "80" + bytes(other).hex(), "says": "800100" + asked + "00", "fault": "inter-server does not have our key"},
         {"side": "exit", "gets": "80" + bytes(first).hex(), "says": "800100" + asked + "00", "fault": "inter-server does not have our key"},
         {"side": "exit", "gets": "80" + "1f" + reply[:31].hex(), "says": "800100" + asked + "00",
          "fault": "inter-server replied with 31 bytes to a challenge of 32"},
         {"side": "exit", "gets": "8000", "says": "800100" + asked + "00", "fault": "inter-server replied with 0 bytes to a challenge of 32"},
-        {"side": "entry", "gets": "81", "says": "", "fault": "server speaks version 0x81: expected 0x80"},
-        {"side": "entry", "gets": "16", "says": "", "fault": "server speaks version 0x16: expected 0x80"},
+        {"side": "entry", "gets": "81", "says": "", "fault": "server speaks 0x81: expected 0x80, see --protocol"},
+        {"side": "entry", "gets": "16", "says": "", "fault": "server speaks 0x16: expected 0x80"},
         {"side": "entry", "gets": "80010000", "says": "80", "fault": "server sent a challenge of 0 bytes: expected 1 to 64"},
         {"side": "entry", "gets": "80010041", "says": "80", "fault": "server sent a challenge of 65 bytes: expected 1 to 64"},
         {"side": "entry", "gets": "800100ff", "says": "80", "fault": "server sent a challenge of 255 bytes: expected 1 to 64"},

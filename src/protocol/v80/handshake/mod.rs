@@ -20,6 +20,7 @@ pub use entry::EntryHandshake;
 pub use exit::ExitHandshake;
 
 use super::Side;
+use crate::protocol::v81::VERSION as VERSION_81;
 
 /// The version byte.
 pub const VERSION: u8 = 0x80;
@@ -57,13 +58,13 @@ impl Authenticated {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The server's first byte is no 0x80.
-    #[error("server speaks version {got:#04x}: expected {VERSION:#04x}")]
+    #[error("server speaks {got:#04x}: expected {VERSION:#04x}{}", see_protocol(*got))]
     ServerVersion {
         /// The byte that came.
         got: u8,
     },
     /// The inter-server's first byte is no 0x80.
-    #[error("inter-server answered version {got:#04x}: expected {VERSION:#04x}")]
+    #[error("inter-server speaks {got:#04x}: expected {VERSION:#04x}{}", see_protocol(*got))]
     InterServerVersion {
         /// The byte that came.
         got: u8,
@@ -88,6 +89,11 @@ pub enum HandshakeError {
     /// The server's verdict on our reply.
     #[error("server refused our key: it could not read its challenge in our reply (key, cipher or iv differ)")]
     Refused,
+}
+
+/// The one mistake that is easily made: the two sides are set to different versions.
+const fn see_protocol(got: u8) -> &'static str {
+    if got == VERSION_81 { ", see --protocol" } else { "" }
 }
 
 /// Takes the next byte, if there is one.

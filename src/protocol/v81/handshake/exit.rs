@@ -31,28 +31,21 @@ use crate::protocol::v81::{Side, VERSION};
 /// let (mut to_entry, mut to_exit) = (Vec::new(), Vec::new());
 /// let mut exit = ExitHandshake::start(&psk, &Method::by_speed(), Settings::default(), &mut to_entry);
 /// let mut entry = EntryHandshake::start(keys, &Method::ALL, nonce, Settings::default());
-/// let (mut at_exit, mut at_entry) = (None, None);
-/// while at_exit.is_none() {
+/// let mut at_entry = loop {
 ///     // … each side's `out` travels, in whatever pieces …
 ///     let arrived = std::mem::take(&mut to_entry);
-///     match entry.handle(&mut arrived.as_slice(), &mut to_exit)? {
-///         Progress::More(more) => entry = more,
-///         Progress::Done(authenticated) => {
-///             assert_eq!(authenticated.name.as_deref(), Some("berlin"));
-///             at_entry = Some(authenticated);
-///             entry = EntryHandshake::start(Arc::new(Keys::new([("none".into(), psk.clone())])?), &[], nonce, Settings::default());
-///         }
-///     }
+///     entry = match entry.handle(&mut arrived.as_slice(), &mut to_exit)? {
+///         Progress::More(entry) => entry,
+///         Progress::Done(authenticated) => break authenticated,
+///     };
 ///     let arrived = std::mem::take(&mut to_exit);
-///     match exit.handle(&mut arrived.as_slice(), &mut to_entry)? {
-///         Progress::More(more) => exit = more,
-///         Progress::Done(authenticated) => {
-///             at_exit = Some(authenticated);
-///             break;
-///         }
-///     }
-/// }
-/// let (mut at_exit, mut at_entry) = (at_exit.unwrap(), at_entry.unwrap());
+///     exit = match exit.handle(&mut arrived.as_slice(), &mut to_entry)? {
+///         Progress::More(exit) => exit,
+///         Progress::Done(_) => panic!("the inter-server's settings come last"),
+///     };
+/// };
+/// assert_eq!(at_entry.name.as_deref(), Some("berlin"));
+/// let Progress::Done(mut at_exit) = exit.handle(&mut to_exit.as_slice(), &mut to_entry)? else { panic!("these were they") };
 ///
 /// // The tunnel carries records from here on, both ways.
 /// let mut frames = *b"eight bytes or more: whole frames";

@@ -32,7 +32,7 @@ impl Psk {
 /// Takes constant time, whatever the keys are.
 impl PartialEq for Psk {
     fn eq(&self, other: &Self) -> bool {
-        self.0.as_slice().ct_eq(other.0.as_slice()).into()
+        self.bytes().ct_eq(other.bytes()).into()
     }
 }
 

@@ -74,8 +74,12 @@ pub struct Authenticated {
     pub own: Settings,
     /// What the peer has told us.
     pub peer: Settings,
-    made_by_a_handshake: (),
+    _proof: Proof,
 }
+
+/// What nobody else can name.
+#[derive(Debug)]
+struct Proof;
 
 /// Why a handshake ends its tunnel.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -229,7 +233,7 @@ impl FirstRecord {
     fn authenticated(self, peer: Settings) -> Authenticated {
         let side = self.side();
         let Self { method, name, reader, writer, own, .. } = self;
-        Authenticated { side, method, name, reader, writer, own, peer, made_by_a_handshake: () }
+        Authenticated { side, method, name, reader, writer, own, peer, _proof: Proof }
     }
 }
 
