@@ -202,7 +202,7 @@ impl<'a> Tunnel<'a> {
             match (kind, payload) {
                 (PONG, payload) if *payload == self.ping => {
                     let sent = self.wire.last_sent.unwrap_or_else(Instant::now);
-                    self.answered.get_or_insert(sent.elapsed());
+                    self.answered.get_or_insert_with(|| sent.elapsed());
                 }
                 (OPEN, _) => {
                     let mut refusal = Vec::new();

@@ -120,13 +120,43 @@ fn a_file_that_cannot_be_read_is_refused() {
 }
 
 #[test]
-fn the_protocol_may_be_written_instead_of_typed_but_not_left_out() {
+fn the_protocol_may_be_written_instead_of_typed() {
     let folder = Folder::new();
     let without = SERVER.replace("protocol = \"0x80\"", "");
-    refused(&check(&folder, "server", &without, &[]), &["--protocol 0x80 must be typed"]);
+    refused(&check(&folder, "server", &without, &[]), &["relay.toml:4: key-file: ", "a key for protocol 0x80", "--protocol 0x80"]);
     accepted(&check(&folder, "server", &without, &["--protocol", "0x80"]));
-    let later = SERVER.replace("\"0x80\"", "\"0x81\"");
-    refused(&check(&folder, "server", &later, &[]), &["relay.toml:3: protocol: got `0x81`"]);
+    let later = SERVER.replace("\"0x80\"", "\"0x82\"");
+    refused(&check(&folder, "server", &later, &[]), &["relay.toml:3: protocol: got `0x82`"]);
+}
+
+#[test]
+fn a_file_for_0x81_names_the_keys_of_an_inter_server() {
+    let folder = Folder::new();
+    folder.write81("office.key", 1);
+    folder.write81("second.key", 2);
+    let text = r#"
+[server]
+key-file = "office.key"
+listen = "0.0.0.0:1992"
+allow-inter-servers = ["192.0.2.0/24", "198.51.100.7"]
+cipher = "chacha20-poly1305,aes-128-gcm"
+
+[inter-server]
+key-file = [
+  "office.key",
+  "home=second.key",
+]
+dial = ["exit.example:1992"]
+socks = "127.0.0.1:1080"
+"#;
+    accepted(&check(&folder, "server", text, &[]));
+    accepted(&check(&folder, "inter-server", text, &[]));
+    let bad = text.replace("home=second", "the home=second");
+    refused(&check(&folder, "inter-server", &bad, &[]), &["relay.toml:11: key-file: got `the home=second.key`", "NAME=FILE"]);
+    let none = text.replace("second.key", "third.key");
+    refused(&check(&folder, "inter-server", &none, &[]), &["key-file: cannot read", &folder.text("third.key")]);
+    let list = text.replace("key-file = \"office.key\"", "key-file = [\"office.key\"]");
+    refused(&check(&folder, "server", &list, &[]), &["relay.toml:3: key-file: ", "array", "expected a text in quotes"]);
 }
 
 #[test]

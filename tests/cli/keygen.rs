@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 
+use base64::Engine as _;
+
 use crate::support::{Folder, accepted, mode, output, refused, said, zhwkprox};
 
 const KEYGEN: [&str; 3] = ["keygen", "--protocol", "0x80"];
@@ -24,8 +26,26 @@ fn a_key_file_is_for_its_owner_only_and_can_be_used() {
 }
 
 #[test]
+fn without_a_protocol_a_key_is_for_0x81_and_can_be_used_by_both_roles() {
+    let folder = Folder::new();
+    let file = folder.text("office.key");
+    let made = output(&["keygen", "--out", &file]);
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    assert_eq!(mode(&folder.path("office.key")), 0o600);
+    let line = fs::read_to_string(&file).unwrap();
+    let encoded = line.strip_prefix("zhwkprox-0x81:").unwrap().strip_suffix('\n').unwrap();
+    assert_eq!(base64::engine::general_purpose::STANDARD.decode(encoded).unwrap().len(), 32);
+    accepted(&output(&["server", "--check-config", "--key-file", &file, "--dial", "192.0.2.1:1992"]));
+    accepted(&folder.inter_server81(&["--key-file", &file]));
+    let printed = output(&["keygen", "--protocol", "0x81"]);
+    assert_eq!(printed.stdout.len(), line.len());
+    assert_ne!(printed.stdout, line.as_bytes());
+}
+
+#[test]
 fn two_keys_differ() {
     assert_ne!(output(&KEYGEN).stdout, output(&KEYGEN).stdout);
+    assert_ne!(output(&["keygen"]).stdout, output(&["keygen"]).stdout);
 }
 
 #[test]
@@ -62,6 +82,9 @@ fn a_key_through_the_shells_arrow_is_closed_to_others() {
         assert!(status.success());
         assert_eq!(mode(&path), 0o600);
         accepted(&folder.server_with_key(path.to_str().unwrap(), "aes-128-ctr"));
+        folder.write("redirected", "", 0o644);
+        assert!(zhwkprox(&[&["keygen"], out].concat()).stdout(File::create(&path).unwrap()).status().unwrap().success());
+        assert_eq!(mode(&path), 0o600);
     }
 }
 

@@ -103,3 +103,28 @@ impl Folder {
         output(&["server", "--check-config", "--protocol", "0x80", "--key-file", key, "--dial", "192.0.2.1:1992", "--cipher", cipher])
     }
 }
+
+/// The line of a 0x81 key file; another key for each number.
+pub(crate) fn key81(number: u8) -> String {
+    use base64::Engine as _;
+    format!("zhwkprox-0x81:{}\n", base64::engine::general_purpose::STANDARD.encode([number; 32]))
+}
+
+impl Folder {
+    /// Writes a 0x81 key file, another key for each number.
+    pub(crate) fn write81(&self, name: &str, number: u8) -> String {
+        self.write(name, &key81(number), 0o600)
+    }
+
+    /// `zhwkprox server` on 0x81 with what it needs, and these.
+    pub(crate) fn server81(&self, more: &[&str]) -> Output {
+        let key = self.write81("key81", 1);
+        output(&[&["server", "--check-config", "--key-file", &key, "--dial", "192.0.2.1:1992"], more].concat())
+    }
+
+    /// `zhwkprox inter-server` on 0x81 with all it needs but keys, and these.
+    pub(crate) fn inter_server81(&self, more: &[&str]) -> Output {
+        let base = ["inter-server", "--check-config", "--listen", "127.0.0.1:1992", "--socks", "127.0.0.1:1080"];
+        output(&[&base, more].concat())
+    }
+}

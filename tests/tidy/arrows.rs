@@ -45,7 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("check", &["config", "crypto", "exit", "limits", "protocol"]),
+    ("check", &["config", "crypto", "exit", "keys", "limits", "protocol"]),
     ("doctor", &["crypto", "exit", "limits", "rlimits", "shard"]),
     ("main", &["check", "cli", "config", "demo", "doctor", "exit", "rlimits", "run"]),
 ];

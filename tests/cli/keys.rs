@@ -1,0 +1,67 @@
+//! The keys of an inter-server on 0x81: several, each with the name of its exit.
+
+use std::fs;
+
+use crate::support::{Folder, accepted, key81, refused, said};
+
+#[test]
+fn several_keys_have_the_names_of_their_files_or_those_that_are_typed() {
+    let folder = Folder::new();
+    let (one, two) = (folder.write81("office.key", 1), folder.write81("x y.key", 2));
+    accepted(&folder.inter_server81(&["--key-file", &one]));
+    accepted(&folder.inter_server81(&["--key-file", &one, "--key-file", &format!("home={two}")]));
+    accepted(&folder.inter_server81(&["--key-file", &one, &format!("Home_2.b-c={two}")]));
+    // A space is no part of a name.
+    refused(&folder.inter_server81(&["--key-file", &one, &two]), &["--key-file: got", "x y.key", "expected FILE or NAME=FILE"]);
+    refused(&folder.inter_server81(&["--key-file", "home="]), &["--key-file: got `home=`", "expected FILE or NAME=FILE"]);
+    refused(&folder.inter_server81(&[]), &["--key-file FILE is missing", "zhwkprox keygen --out FILE"]);
+    let long = format!("{}={two}", "n".repeat(65));
+    refused(&folder.inter_server81(&["--key-file", &long]), &["--key-file: got", "the name of 1 to 64"]);
+    accepted(&folder.inter_server81(&["--key-file", &long[1..]]));
+}
+
+#[test]
+fn one_name_for_two_keys_and_one_key_under_two_names_are_refused() {
+    let folder = Folder::new();
+    let (one, two) = (folder.write81("office.key", 1), folder.write81("home.key", 2));
+    let same = folder.write81("same.key", 1);
+    refused(&folder.inter_server81(&["--key-file", &one, &format!("office={two}")]), &["--key-file", "two keys", "office", "expected one"]);
+    let output = folder.inter_server81(&["--key-file", &one, &two, &same]);
+    refused(&output, &["--key-file", "office", "same", "the same key", "expected one key"]);
+    assert!(!said(&output).contains(&key81(1)[14..30]));
+}
+
+#[test]
+fn an_inter_server_holds_at_most_256_keys() {
+    let folder = Folder::new();
+    let keys: Vec<String> = (0..257_u16)
+        .map(|number| {
+            let mut bytes = [0; 32];
+            bytes[..2].copy_from_slice(&number.to_le_bytes());
+            use base64::Engine as _;
+            let line = format!("zhwkprox-0x81:{}", base64::engine::general_purpose::STANDARD.encode(bytes));
+            folder.write(&format!("exit-{number}.key"), &line, 0o600)
+        })
+        .collect();
+    let keys: Vec<&str> = ["--key-file"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    accepted(&folder.inter_server81(&keys[..257]));
+    refused(&folder.inter_server81(&keys), &["--key-file: 257 keys", "at most 256"]);
+}
+
+#[test]
+fn a_key_of_0x81_that_others_can_read_is_refused_and_one_for_the_group_is_warned_about() {
+    let folder = Folder::new();
+    let one = folder.write81("office.key", 1);
+    for mode in [0o644, 0o604, 0o601] {
+        let open = folder.write("open.key", &key81(2), mode);
+        let output = folder.inter_server81(&["--key-file", &one, &open]);
+        refused(&output, &["--key-file", &open, "read by everybody", &format!("{mode:04o}"), "chmod 600"]);
+    }
+    let group = folder.write("group.key", &key81(2), 0o640);
+    let output = folder.inter_server81(&["--key-file", &one, &group]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("warning: ") && text.contains(&group) && text.contains("0640"), "{text}");
+    fs::remove_file(&group).unwrap();
+    refused(&folder.inter_server81(&["--key-file", &one, &group]), &["--key-file: cannot read", &group, "No such file"]);
+}
