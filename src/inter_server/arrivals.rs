@@ -261,7 +261,7 @@ impl InterServer {
             Target::Name(name, port) => {
                 arriving.outbox.flush(core, arriving.socket);
                 self.set_stage(core, key, Stage::Resolving { port, early });
-                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name });
+                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name, by_steps: false });
             }
         }
     }
