@@ -114,6 +114,9 @@ pub const NAME_IPV6_START: Duration = Duration::from_millis(50);
 /// The other family of those who have begun already is waited for this long: above the slowest resolver's round trips, and not so long
 /// that swallowed AAAA questions use all look-ups up.
 pub const NAME_LATE_FAMILY: Duration = Duration::from_secs(2);
+/// A look-up that has been under way this long gives its place up when all are taken: names that answer at all do so sooner, and a few
+/// hundred that never do must not keep them out.
+pub const NAME_SLOW: Duration = Duration::from_secs(1);
 /// Askers that may wait for look-ups, of which several share one: 16 for each on average.
 pub const NAMES_WAITING: usize = 16 * NAMES_OUTSTANDING;
 /// How often at most resolv.conf and hosts are looked at for changes: a look is two `stat` calls.

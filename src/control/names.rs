@@ -26,10 +26,12 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf::parse_resolv_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::limits::{
-    NAME_FILES, NAME_IPV6_START, NAME_LATE_FAMILY, NAME_LOOK_UP, NAME_OTHER_FAMILY, NAMES_CACHED, NAMES_OUTSTANDING, NAMES_WAITING,
+    NAME_FILES, NAME_IPV6_START, NAME_LATE_FAMILY, NAME_LOOK_UP, NAME_OTHER_FAMILY, NAME_SLOW, NAMES_CACHED, NAMES_OUTSTANDING,
+    NAMES_WAITING,
 };
 use crate::shard::inbox::{Message, NameError, Postbox};
 
@@ -74,8 +76,10 @@ pub(super) struct Found {
 }
 
 /// A look-up that is under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LookUp {
+    since: Instant,
+    task: AbortHandle,
     waiters: Vec<Waiter>,
     so_far: Option<(Answer, Stage)>,
 }
@@ -118,6 +122,7 @@ pub(super) struct Names {
     files: Files,
     looked_at: Instant,
     time_limit: Duration,
+    slow: Duration,
     under_way: HashMap<String, LookUp>,
 }
 
@@ -131,6 +136,7 @@ impl Names {
             files: Files::default(),
             looked_at: Instant::now(),
             time_limit: NAME_LOOK_UP,
+            slow: NAME_SLOW,
             under_way: HashMap::new(),
         }
     }
@@ -164,12 +170,16 @@ impl Names {
         if let Some(look_up) = self.under_way.get_mut(&name) {
             return look_up.join(waiter);
         }
-        if self.under_way.len() >= NAMES_OUTSTANDING {
+        if self.under_way.len() >= NAMES_OUTSTANDING && !self.make_room() {
             return waiter.tell(&Err(NameError::Busy), false);
         }
-        self.under_way.insert(name.clone(), LookUp { waiters: vec![waiter], so_far: None });
-        let (source, events, time_limit) = (self.prepare(), events.clone(), self.time_limit);
-        tokio::spawn(async move {
+        let look_up = self.begin(name.clone(), events.clone());
+        self.under_way.insert(name, LookUp { since: Instant::now(), task: look_up, waiters: vec![waiter], so_far: None });
+    }
+
+    fn begin<E: From<Found> + Send + 'static>(&mut self, name: String, events: UnboundedSender<E>) -> AbortHandle {
+        let (source, time_limit) = (self.prepare(), self.time_limit);
+        let task = tokio::spawn(async move {
             let mut so_far = Err(NameError::Failed);
             let early = |answer: &Answer, stage| {
                 so_far.clone_from(answer);
@@ -181,6 +191,21 @@ impl Names {
             tracing::debug!(name, ?answer, "name looked up");
             let _ = events.send(Found { name, answer, stage: Stage::Last }.into());
         });
+        task.abort_handle()
+    }
+
+    /// Gives the oldest look-up up, if it is slow: who waits for it gets what there is.
+    fn make_room(&mut self) -> bool {
+        let oldest = self.under_way.iter().min_by_key(|(_, look_up)| look_up.since);
+        let Some(name) = oldest.filter(|(_, look_up)| look_up.since.elapsed() >= self.slow).map(|(name, _)| name.clone()) else {
+            return false;
+        };
+        if let Some(mut look_up) = self.under_way.remove(&name) {
+            look_up.task.abort();
+            let so_far = look_up.so_far.take().map_or(Err(NameError::Busy), |(answer, _)| answer);
+            look_up.tell(&so_far, Stage::Last);
+        }
+        true
     }
 
     /// Tells those who wait for it.

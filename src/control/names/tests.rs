@@ -252,7 +252,9 @@ async fn who_comes_while_the_other_family_is_awaited_is_told_what_there_is() {
         inbox.drain().into_iter().map(answer).collect::<Vec<_>>()
     };
     let found = |addresses: &[IpAddr], stage| Found { name: "x.test".into(), answer: Ok(addresses.to_vec()), stage };
-    names.under_way.insert("x.test".into(), LookUp { waiters: vec![waiter(1, true), waiter(2, false)], so_far: None });
+    let task = tokio::spawn(std::future::ready(())).abort_handle();
+    let look_up = LookUp { since: Instant::now(), task, waiters: vec![waiter(1, true), waiter(2, false)], so_far: None };
+    names.under_way.insert("x.test".into(), look_up);
     names.on_found(&found(&[v6(1)], Stage::First));
     assert_eq!(told(), [(1, Ok(vec![v6(1)]), true)]);
     names.look_up("x.test", waiter(3, true), &sender);
@@ -265,6 +267,22 @@ async fn who_comes_while_the_other_family_is_awaited_is_told_what_there_is() {
     names.on_found(&found(&[v6(1), v4(1)], Stage::Last));
     assert_eq!(told(), [(1, Ok(vec![v6(1), v4(1)]), false), (3, Ok(vec![v6(1), v4(1)]), false)]);
     assert!(names.under_way.is_empty());
+}
+
+#[tokio::test]
+async fn five_hundred_names_that_never_answer_do_not_keep_one_out_that_does() {
+    let server = Server::start(|name, kind| if name == "fast.test" { both(kind, &[], &[v4(1)]) } else { Reply::Nothing }).await;
+    let mut bench = Bench::new(server.address);
+    (bench.names.time_limit, bench.names.slow) = (WATCHDOG, Duration::ZERO);
+    for ticket in 0..500 {
+        bench.ask(&format!("slow{ticket}.test"), ticket);
+    }
+    let given_up = bench.answers();
+    assert_eq!(given_up.len(), 500 - NAMES_OUTSTANDING, "the oldest make room, one each");
+    assert!(given_up.iter().all(|(ticket, answer)| *ticket < 244 && *answer == Err(NameError::Busy)), "{given_up:?}");
+    bench.ask("fast.test", 1000);
+    assert_eq!(bench.wait(2).await, [(244, Err(NameError::Busy)), (1000, Ok(vec![v4(1)]))]);
+    assert_eq!(bench.names.under_way.len(), NAMES_OUTSTANDING - 1);
 }
 
 #[tokio::test]
