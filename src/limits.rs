@@ -157,6 +157,16 @@ pub const NAME_LOOK_UP: Duration = Duration::from_secs(10);
 /// With addresses of one family at hand, the other family's answer is waited for this long: some resolvers swallow AAAA questions,
 /// and that must not cost ten seconds.
 pub const NAME_OTHER_FAMILY: Duration = Duration::from_millis(250);
+/// With an IPv4 address at hand, those who can begin with it give IPv6 this much of a start (RFC 8305 §3, Resolution Delay).
+pub const NAME_IPV6_START: Duration = Duration::from_millis(50);
+/// The other family of those who have begun already is waited for this long: above the slowest resolver's round trips, and not so long
+/// that swallowed AAAA questions use all look-ups up.
+pub const NAME_LATE_FAMILY: Duration = Duration::from_secs(2);
+/// A look-up that has been under way this long gives its place up when all are taken: names that answer at all do so sooner, and a few
+/// hundred that never do must not keep them out.
+pub const NAME_SLOW: Duration = Duration::from_secs(1);
+/// Askers that may wait for look-ups, of which several share one: 16 for each on average.
+pub const NAMES_WAITING: usize = 16 * NAMES_OUTSTANDING;
 /// How often at most resolv.conf and hosts are looked at for changes: a look is two `stat` calls.
 pub const NAME_FILES: Duration = Duration::from_secs(1);
 /// Answers kept: a browser's day, and at a few KiB each no more than a shard's buffers.
@@ -183,6 +193,8 @@ pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
 /// Their inter-server never says that a client has gone: our server ends a flow idle both ways after this.
 pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 
+const _: () = assert!(NAME_IPV6_START.as_millis() < NAME_OTHER_FAMILY.as_millis());
+const _: () = assert!(NAME_OTHER_FAMILY.as_millis() < NAME_LATE_FAMILY.as_millis());
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
 const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));

@@ -283,9 +283,9 @@ impl Control {
 
     fn on_shard(&mut self, group: usize, message: ToControl) {
         match message {
-            ToControl::Resolve { shard, ticket, name } => {
+            ToControl::Resolve { shard, ticket, name, by_steps } => {
                 let postbox = self.groups[group].shards[shard].postbox.clone();
-                self.names.look_up(&name, Waiter { postbox, ticket }, &self.events.sender);
+                self.names.look_up(&name, Waiter { postbox, ticket, by_steps }, &self.events.sender);
             }
             ToControl::State { shard, state } => {
                 self.groups[group].shards[shard].state = Some(*state);

@@ -1,8 +1,14 @@
 //! Names: the hosts file and DNS, asked on behalf of the shards. A look-up that several wait for is made once, and a slow one holds
 //! up nobody but those who wait for it.
 //!
+//! ```text
+//!   both families are asked ─▶ first answer: First ─▶ 250 ms later: Settled ─▶ the other, or not within 2 s: Last
+//!                              to those who begin      to those who want        to all who are left
+//!                              with what there is      one answer
+//! ```
+//!
 //! What always holds between calls: at most [`NAMES_OUTSTANDING`] look-ups are under way, each ends within [`NAME_LOOK_UP`], and everybody
-//! who waits for one is in `waiting` under its name.
+//! who waits for one is in `under_way` under its name.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,9 +26,13 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf::parse_resolv_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::limits::{NAME_FILES, NAME_LOOK_UP, NAME_OTHER_FAMILY, NAMES_CACHED, NAMES_OUTSTANDING};
+use crate::limits::{
+    NAME_FILES, NAME_IPV6_START, NAME_LATE_FAMILY, NAME_LOOK_UP, NAME_OTHER_FAMILY, NAME_SLOW, NAMES_CACHED, NAMES_OUTSTANDING,
+    NAMES_WAITING,
+};
 use crate::shard::inbox::{Message, NameError, Postbox};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -36,19 +46,69 @@ type Answer = Result<Vec<IpAddr>, NameError>;
 pub(super) struct Waiter {
     pub(super) postbox: Postbox,
     pub(super) ticket: u64,
+    /// Also wants what is known before all is.
+    pub(super) by_steps: bool,
 }
 
 impl Waiter {
-    fn tell(self, answer: &Answer) {
-        self.postbox.post(Message::Resolved { ticket: self.ticket, result: answer.clone() });
+    fn tell(&self, answer: &Answer, more: bool) {
+        self.postbox.post(Message::Resolved { ticket: self.ticket, result: answer.clone(), more });
     }
 }
 
-/// A look-up that has ended.
+/// How far a look-up has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// One family is there; IPv6 has had its start.
+    First,
+    /// One family is there, and the other has had its time for those who want one answer.
+    Settled,
+    /// This is all.
+    Last,
+}
+
+/// What a look-up has found.
 #[derive(Debug)]
 pub(super) struct Found {
     name: String,
     answer: Answer,
+    stage: Stage,
+}
+
+/// A look-up that is under way.
+#[derive(Debug)]
+struct LookUp {
+    since: Instant,
+    task: AbortHandle,
+    waiters: Vec<Waiter>,
+    so_far: Option<(Answer, Stage)>,
+}
+
+impl LookUp {
+    /// One more who waits: what is known already is for it too.
+    fn join(&mut self, waiter: Waiter) {
+        match &self.so_far {
+            Some((answer, _)) if waiter.by_steps => waiter.tell(answer, true),
+            Some((answer, Stage::Settled)) => return waiter.tell(answer, false),
+            Some(_) | None => {}
+        }
+        self.waiters.push(waiter);
+    }
+
+    /// Tells those for whom the stage is good enough; they are kept if more is for them.
+    fn tell(&mut self, answer: &Answer, stage: Stage) {
+        self.waiters.retain(|waiter| match (waiter.by_steps, stage) {
+            (_, Stage::Last) | (false, Stage::Settled) => {
+                waiter.tell(answer, false);
+                false
+            }
+            (true, Stage::First) => {
+                waiter.tell(answer, true);
+                true
+            }
+            (true, Stage::Settled) | (false, Stage::First) => true,
+        });
+    }
 }
 
 /// All names of this process.
@@ -62,7 +122,8 @@ pub(super) struct Names {
     files: Files,
     looked_at: Instant,
     time_limit: Duration,
-    waiting: HashMap<String, Vec<Waiter>>,
+    slow: Duration,
+    under_way: HashMap<String, LookUp>,
 }
 
 impl Names {
@@ -75,7 +136,8 @@ impl Names {
             files: Files::default(),
             looked_at: Instant::now(),
             time_limit: NAME_LOOK_UP,
-            waiting: HashMap::new(),
+            slow: NAME_SLOW,
+            under_way: HashMap::new(),
         }
     }
 
@@ -96,39 +158,74 @@ impl Names {
         Arc::clone(self.source.get_or_insert_with(|| Arc::new(Source::read(self.server, &self.paths))))
     }
 
-    /// Looks a name up for somebody; the end is sent to `events`, for [`Self::on_found`].
+    /// Looks a name up for somebody; what is found is sent to `events`, for [`Self::on_found`].
     pub(super) fn look_up<E: From<Found> + Send + 'static>(&mut self, name: &str, waiter: Waiter, events: &UnboundedSender<E>) {
         if let Ok(address) = name.parse::<IpAddr>() {
-            return waiter.tell(&Ok(vec![address]));
+            return waiter.tell(&Ok(vec![address]), false);
+        }
+        if self.waiting() >= NAMES_WAITING {
+            return waiter.tell(&Err(NameError::Busy), false);
         }
         let name = name.to_lowercase();
-        if let Some(waiting) = self.waiting.get_mut(&name) {
-            return waiting.push(waiter);
+        if let Some(look_up) = self.under_way.get_mut(&name) {
+            return look_up.join(waiter);
         }
-        if self.waiting.len() >= NAMES_OUTSTANDING {
-            return waiter.tell(&Err(NameError::Busy));
+        if self.under_way.len() >= NAMES_OUTSTANDING && !self.make_room() {
+            return waiter.tell(&Err(NameError::Busy), false);
         }
-        self.waiting.insert(name.clone(), vec![waiter]);
-        let (source, events, time_limit) = (self.prepare(), events.clone(), self.time_limit);
-        tokio::spawn(async move {
-            let answer = tokio::time::timeout(time_limit, source.addresses(&name)).await.unwrap_or(Err(NameError::Failed));
-            tracing::debug!(name, ?answer, "name looked up");
-            // The process is ending if nobody takes the answer.
-            let _ = events.send(Found { name, answer }.into());
-        });
+        let look_up = self.begin(name.clone(), events.clone());
+        self.under_way.insert(name, LookUp { since: Instant::now(), task: look_up, waiters: vec![waiter], so_far: None });
     }
 
-    /// Tells everybody who waits for it.
-    pub(super) fn on_found(&mut self, found: &Found) {
-        for waiter in self.waiting.remove(&found.name).unwrap_or_default() {
-            waiter.tell(&found.answer);
+    fn begin<E: From<Found> + Send + 'static>(&mut self, name: String, events: UnboundedSender<E>) -> AbortHandle {
+        let (source, time_limit) = (self.prepare(), self.time_limit);
+        let task = tokio::spawn(async move {
+            let mut so_far = Err(NameError::Failed);
+            let early = |answer: &Answer, stage| {
+                so_far.clone_from(answer);
+                // The process is ending if nobody takes it.
+                let _ = events.send(Found { name: name.clone(), answer: answer.clone(), stage }.into());
+            };
+            let answer = tokio::time::timeout(time_limit, source.addresses(&name, early)).await;
+            let answer = answer.unwrap_or(so_far);
+            tracing::debug!(name, ?answer, "name looked up");
+            let _ = events.send(Found { name, answer, stage: Stage::Last }.into());
+        });
+        task.abort_handle()
+    }
+
+    /// Gives the oldest look-up up, if it is slow: who waits for it gets what there is.
+    fn make_room(&mut self) -> bool {
+        let oldest = self.under_way.iter().min_by_key(|(_, look_up)| look_up.since);
+        let Some(name) = oldest.filter(|(_, look_up)| look_up.since.elapsed() >= self.slow).map(|(name, _)| name.clone()) else {
+            return false;
+        };
+        if let Some(mut look_up) = self.under_way.remove(&name) {
+            look_up.task.abort();
+            let so_far = look_up.so_far.take().map_or(Err(NameError::Busy), |(answer, _)| answer);
+            look_up.tell(&so_far, Stage::Last);
         }
+        true
+    }
+
+    /// Tells those who wait for it.
+    pub(super) fn on_found(&mut self, found: &Found) {
+        let Some(look_up) = self.under_way.get_mut(&found.name) else { return };
+        look_up.tell(&found.answer, found.stage);
+        look_up.so_far = Some((found.answer.clone(), found.stage));
+        if found.stage == Stage::Last {
+            self.under_way.remove(&found.name);
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.under_way.values().map(|look_up| look_up.waiters.len()).sum()
     }
 }
 
 impl std::fmt::Debug for Names {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Names").field("waiting", &self.waiting.len()).finish_non_exhaustive()
+        f.debug_struct("Names").field("under_way", &self.under_way.len()).finish_non_exhaustive()
     }
 }
 
@@ -199,7 +296,8 @@ impl Source {
         options.cache_size = NAMES_CACHED;
     }
 
-    async fn addresses(&self, text: &str) -> Answer {
+    /// All addresses of a name; `early` gets those of one family if the other's are late.
+    async fn addresses(&self, text: &str, mut early: impl FnMut(&Answer, Stage)) -> Answer {
         let name = parse(text).ok_or(NameError::NotFound)?;
         if let Some(found) = self.in_hosts(&name) {
             return Ok(found);
@@ -210,10 +308,9 @@ impl Source {
         let resolver = self.resolver.as_ref().ok_or(NameError::Failed)?;
         let mut v6 = std::pin::pin!(family(resolver, &name, RecordType::AAAA));
         let mut v4 = std::pin::pin!(family(resolver, &name, RecordType::A));
-        // The first answer that has addresses starts a short wait for the other.
         let (v6, v4) = tokio::select! {
-            v6 = &mut v6 => { let v4 = other(v6.is_ok(), v4).await; (v6, v4) }
-            v4 = &mut v4 => { let v6 = other(v4.is_ok(), v6).await; (v6, v4) }
+            v6 = &mut v6 => { let v4 = other(&v6, Duration::ZERO, v4, &mut early).await; (v6, v4) }
+            v4 = &mut v4 => { let v6 = other(&v4, NAME_IPV6_START, v6, &mut early).await; (v6, v4) }
         };
         match (v6, v4) {
             (Ok(v6), Ok(v4)) => Ok(interleave(v6, v4)),
@@ -263,8 +360,22 @@ fn says_none(error: &NetError) -> bool {
     matches!(error, NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code == ResponseCode::NoError)
 }
 
-async fn other(have_one: bool, answer: impl Future<Output = Answer>) -> Answer {
-    if have_one { tokio::time::timeout(NAME_OTHER_FAMILY, answer).await.unwrap_or(Err(NameError::Failed)) } else { answer.await }
+/// The other family's answer, which has longer the fewer wait for it; without addresses in the first one's, all the time there is.
+async fn other(first: &Answer, start: Duration, answer: impl Future<Output = Answer>, early: &mut impl FnMut(&Answer, Stage)) -> Answer {
+    let mut answer = std::pin::pin!(answer);
+    if first.is_err() {
+        return answer.await;
+    }
+    let began = Instant::now();
+    for (until, stage) in [(start, Some(Stage::First)), (NAME_OTHER_FAMILY, Some(Stage::Settled)), (NAME_LATE_FAMILY, None)] {
+        if let Ok(answer) = tokio::time::timeout_at(began + until, &mut answer).await {
+            return answer;
+        }
+        if let Some(stage) = stage {
+            early(first, stage);
+        }
+    }
+    Err(NameError::Failed)
 }
 
 /// IPv6 and IPv4 by turns, each in the order it came in (RFC 8305), none twice.

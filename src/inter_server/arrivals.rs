@@ -254,7 +254,7 @@ impl InterServer {
             Target::Name(name, port) if !self.protocol.has_streams() => {
                 arriving.outbox.flush(core, arriving.socket);
                 self.set_stage(core, key, Stage::Resolving { port, early });
-                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name });
+                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: key.to_bits(), name, by_steps: false });
             }
             // On 0x81 names are looked up at the exit.
             target => {

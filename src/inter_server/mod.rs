@@ -321,7 +321,7 @@ impl InterServer {
                 let socket = core.adopt(descriptor, Owner::Role);
                 self.place(core, Waiting::new(socket, peer, targets, early).handed_over());
             }
-            Message::Resolved { ticket, result } => self.on_resolved(core, Key::from_bits(ticket), result),
+            Message::Resolved { ticket, result, .. } => self.on_resolved(core, Key::from_bits(ticket), result),
             Message::Stop if !self.stopping => {
                 self.stopping = true;
                 info!("stopping: {} flows have {} s to finish", self.relay.flows.len(), limits::GRACE.as_secs());

@@ -149,7 +149,7 @@ impl Server {
             if self.dialers[peer].is_name() {
                 self.dialers[peer].is_resolving = true;
                 let name = self.dialers[peer].target.host.clone();
-                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: peer as u64, name });
+                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: peer as u64, name, by_steps: false });
             } else {
                 self.dial(core, peer, wanted);
             }
@@ -453,9 +453,9 @@ impl Server {
 
     fn on_message(&mut self, core: &mut Core, message: Message) {
         match message {
-            Message::Resolved { ticket, result } => {
+            Message::Resolved { ticket, result, more } => {
                 if let Some(opening) = Openings::of_ticket(ticket) {
-                    let outcome = self.openings.on_resolved(core, opening, result, false);
+                    let outcome = self.openings.on_resolved(core, opening, result, more);
                     self.on_outcome(core, outcome);
                 } else if let Ok(peer) = usize::try_from(ticket)
                     && peer < self.dialers.len()

@@ -106,7 +106,7 @@ impl Openings {
         };
         let key = self.openings.insert(opening);
         if let Some(name) = name {
-            core.tell_control(ToControl::Resolve { shard: core.index(), ticket: TICKET | key.to_bits(), name });
+            core.tell_control(ToControl::Resolve { shard: core.index(), ticket: TICKET | key.to_bits(), name, by_steps: true });
         }
         self.drive(core, key).map_or(Ok(key), Err)
     }

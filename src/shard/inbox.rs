@@ -49,6 +49,8 @@ pub enum Message {
         ticket: u64,
         /// Addresses in the order in which to try them, at least one.
         result: Result<Vec<IpAddr>, NameError>,
+        /// Another answer follows, with these addresses again and the other family's (only if asked for by steps).
+        more: bool,
     },
     /// The keys to use from now on, on 0x81: the key files were read again. Tunnels whose key is gone end.
     Keys(Arc<Keys>),
@@ -71,6 +73,9 @@ pub enum ToControl {
         ticket: u64,
         /// The name, as the client or the operator wrote it.
         name: String,
+        /// The first family's addresses are wanted as soon as they are known. Otherwise one answer comes, with both families if they
+        /// are not too far apart.
+        by_steps: bool,
     },
     /// The shard's state, as asked for.
     State {

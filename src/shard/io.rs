@@ -220,6 +220,9 @@ pub trait Io {
     /// Only what makes the engine unusable; the process ends.
     fn turn(&mut self, wait: Option<Duration>, done: &mut Vec<Done>) -> std::io::Result<()>;
 
+    /// A connection's own address, as the kernel chose it; `None` for a unix socket or an id that is none.
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr>;
+
     /// Makes a descriptor that came from elsewhere (a listener, a handed-over connection) the socket `id`.
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd);
 
@@ -228,9 +231,6 @@ pub trait Io {
 
     /// Whether a connection's other end is gone although no operation has said so: asked now and then about tunnels that are stuck.
     fn is_lost(&self, id: SocketId) -> bool;
-
-    /// A connection's own address, as the kernel chose it; `None` for a unix socket or an id that is none.
-    fn local_address(&self, id: SocketId) -> Option<SocketAddr>;
 
     /// How many bytes of an open connection the other end's kernel has not acknowledged; 0 also where it never will.
     fn unsent(&self, id: SocketId) -> usize;

@@ -28,6 +28,20 @@ fn a_connection_is_made_accepted_and_carries_bytes_with_both_ends_in_the_ring() 
 }
 
 #[test]
+fn a_connections_own_address_is_what_its_peer_sees_and_other_sockets_have_none() {
+    let mut rig = Rig::new(8);
+    let (ours, address) = listener();
+    let connected = rig.connect(address, None, Purpose::Flow);
+    assert_eq!(rig.wait(Kind::Connect, connected).result, Ok(0));
+    let (_stream, peer) = ours.accept().unwrap();
+    assert_eq!(rig.ring.local_address(connected), Some(peer));
+    let (unix, _other) = rig.unix();
+    assert_eq!(rig.ring.local_address(unix), None);
+    rig.close(connected, false);
+    assert_eq!(rig.ring.local_address(connected), None);
+}
+
+#[test]
 fn tunnels_have_their_options_and_flows_theirs_whichever_end_made_them() {
     let mut rig = Rig::new(8);
     let (ours, address) = listener();

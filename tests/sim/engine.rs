@@ -481,6 +481,13 @@ impl Io for SimIo {
         Ok(())
     }
 
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        match self.sockets.get(&id) {
+            Some(Socket::Connection(connection)) => Some(self.world.local_address(connection.end)),
+            _ => None,
+        }
+    }
+
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
         // It comes behind what was submitted before: perhaps the close of who had the id.
         self.apply_submitted();
@@ -516,13 +523,6 @@ impl Io for SimIo {
         match self.sockets.get(&id) {
             Some(Socket::Connection(connection)) => self.world.is_lost(connection.end),
             other => panic!("whether socket {} is lost is asked, but it is {other:?}", id.0),
-        }
-    }
-
-    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        match self.sockets.get(&id) {
-            Some(Socket::Connection(connection)) => Some(self.world.local_address(connection.end)),
-            _ => None,
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Simulation {
     processes: Vec<Process>,
     /// What names mean.
     pub(crate) names: BTreeMap<String, Vec<IpAddr>>,
+    /// How much later the other family's addresses are known.
+    pub(crate) late_family: Nanos,
     /// What the control threads have to do, and when.
     chores: Vec<(Nanos, Chore)>,
     actors: Vec<Actor>,
@@ -88,6 +90,7 @@ impl Simulation {
             hosts: Vec::new(),
             processes: Vec::new(),
             names: BTreeMap::new(),
+            late_family: 0,
             chores: Vec::new(),
             actors: Vec::new(),
             clients: 0,
@@ -232,10 +235,17 @@ impl Simulation {
     /// Hears what a shard wants of its control thread and of the other shards.
     fn hear(&mut self, process: usize) {
         while let Some(Ok(question)) = self.processes[process].control.as_mut().map(UnboundedReceiver::try_recv) {
-            if let ToControl::Resolve { shard, ticket, name } = question {
+            if let ToControl::Resolve { shard, ticket, name, by_steps } = question {
                 let result = self.names.get(&name).cloned().ok_or(NameError::NotFound);
                 let time = self.now() + self.rng.below(20_000) * MICROSECOND;
-                self.add_chore(time, Chore::Tell { process, shard, message: Message::Resolved { ticket, result } });
+                if by_steps && let Ok(addresses) = &result {
+                    // The family of the first one comes first.
+                    let first = addresses.iter().filter(|address| address.is_ipv4() == addresses[0].is_ipv4()).copied().collect();
+                    let message = Message::Resolved { ticket, result: Ok(first), more: true };
+                    self.add_chore(time, Chore::Tell { process, shard, message });
+                }
+                let time = time + u64::from(by_steps) * self.late_family;
+                self.add_chore(time, Chore::Tell { process, shard, message: Message::Resolved { ticket, result, more: false } });
             }
         }
         if self.processes[process].hosts.len() > 1 {

@@ -22,6 +22,7 @@ mod harness;
 mod mutants;
 mod net;
 mod observer;
+mod openings;
 mod original;
 mod pending;
 mod process;

@@ -126,7 +126,7 @@ fn server_of(topology: &Topology) -> Server {
 }
 
 /// Puts the shards of one process together.
-fn start<R: Role + 'static>(parts: Vec<Part>, world: &World, role: impl Fn(&World) -> R) -> Started {
+pub(crate) fn start<R: Role + 'static>(parts: Vec<Part>, world: &World, role: impl Fn(&World) -> R) -> Started {
     let (inboxes, postboxes): (Vec<Inbox>, Vec<Postbox>) = parts.iter().map(|_| Inbox::new().expect("an eventfd")).unzip();
     let (to_control, control) = tokio::sync::mpsc::unbounded_channel();
     let board = Board::new(parts.len());

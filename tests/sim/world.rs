@@ -202,6 +202,10 @@ impl World {
         }
     }
 
+    pub(crate) fn local_address(&self, end: EndId) -> SocketAddr {
+        self.net().ends[end].local
+    }
+
     /// The path is gone: nothing arrives any more, nobody is told before a time-out.
     pub(crate) fn lose(&self, end: EndId) {
         let mut net = self.net();
@@ -215,10 +219,6 @@ impl World {
     /// What the kernel knows of a lost path without being told.
     pub(crate) fn is_lost(&self, end: EndId) -> bool {
         self.net().is_lost(end)
-    }
-
-    pub(crate) fn local_address(&self, end: EndId) -> SocketAddr {
-        self.net().ends[end].local
     }
 
     /// What close with a linger of zero would throw away.

@@ -84,12 +84,12 @@ impl Bench {
     }
 
     fn ask(&mut self, name: &str, ticket: u64) {
-        self.names.look_up(name, Waiter { postbox: self.postbox.clone(), ticket }, &self.sender);
+        self.names.look_up(name, Waiter { postbox: self.postbox.clone(), ticket, by_steps: false }, &self.sender);
     }
 
     fn answers(&self) -> Vec<(u64, Answer)> {
         let answer = |message| match message {
-            Message::Resolved { ticket, result } => (ticket, result),
+            Message::Resolved { ticket, result, .. } => (ticket, result),
             other => panic!("a shard that asked for names got {other:?}"),
         };
         self.inbox.drain().into_iter().map(answer).collect()
@@ -129,6 +129,12 @@ fn records(addresses: &[IpAddr]) -> Reply {
         IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
     };
     Reply::Records { ttl: 300, data: addresses.iter().map(data).collect() }
+}
+
+impl Source {
+    async fn find(&self, name: &str) -> Answer {
+        self.addresses(name, |_, _| {}).await
+    }
 }
 
 /// What the type asked for is answered with; nothing of the other.
@@ -196,6 +202,99 @@ async fn a_swallowed_question_for_ipv6_does_not_cost_the_whole_time_limit() {
     let started = Instant::now();
     assert_eq!(bench.resolve("swallow.test").await, Ok(vec![v4(1)]));
     assert!(started.elapsed() < Duration::from_secs(4), "hickory's own time-out is 5 s");
+}
+
+/// What the steps are that one who wants them gets, the last one included.
+async fn steps(bench: &mut Bench, name: &str) -> Vec<(Answer, bool)> {
+    bench.names.look_up(name, Waiter { postbox: bench.postbox.clone(), ticket: 1, by_steps: true }, &bench.sender);
+    let mut steps = Vec::new();
+    loop {
+        for message in bench.inbox.drain() {
+            let Message::Resolved { ticket: 1, result, more } = message else { panic!("{message:?}") };
+            steps.push((result, more));
+            if !more {
+                return steps;
+            }
+        }
+        let found = tokio::time::timeout(WATCHDOG, bench.receiver.recv()).await.expect("an answer").unwrap();
+        bench.names.on_found(&found);
+    }
+}
+
+#[tokio::test]
+async fn one_who_wants_steps_gets_the_first_family_before_the_other_and_then_both() {
+    let swallowed = Arc::new(Mutex::new(None));
+    let now = Arc::clone(&swallowed);
+    let reply = move |_: &str, kind| if *now.lock().unwrap() == Some(kind) { Reply::Nothing } else { both(kind, &[v6(1)], &[v4(1)]) };
+    let server = Server::start(reply).await;
+    for (late, first) in [(RecordType::AAAA, v4(1)), (RecordType::A, v6(1))] {
+        *swallowed.lock().unwrap() = Some(late);
+        let mut bench = Bench::new(server.address);
+        let all = steps(&mut bench, "late.test").await;
+        assert_eq!(all, [(Ok(vec![first]), true), (Ok(vec![first]), false)], "{late}: it never came, and what there was is enough");
+    }
+    *swallowed.lock().unwrap() = None;
+    let all = steps(&mut Bench::new(server.address), "both.test").await;
+    assert_eq!(all.last(), Some(&(Ok(vec![v6(1), v4(1)]), false)));
+    assert!(all.len() <= 2, "{all:?}");
+}
+
+#[tokio::test]
+async fn who_comes_while_the_other_family_is_awaited_is_told_what_there_is() {
+    let (mut names, sender) = (Names::new(None), unbounded_channel::<Found>().0);
+    let (inbox, postbox) = Inbox::new().unwrap();
+    let waiter = |ticket, by_steps| Waiter { postbox: postbox.clone(), ticket, by_steps };
+    let told = || {
+        let answer = |message| match message {
+            Message::Resolved { ticket, result, more } => (ticket, result, more),
+            other => panic!("{other:?}"),
+        };
+        inbox.drain().into_iter().map(answer).collect::<Vec<_>>()
+    };
+    let found = |addresses: &[IpAddr], stage| Found { name: "x.test".into(), answer: Ok(addresses.to_vec()), stage };
+    let task = tokio::spawn(std::future::ready(())).abort_handle();
+    let look_up = LookUp { since: Instant::now(), task, waiters: vec![waiter(1, true), waiter(2, false)], so_far: None };
+    names.under_way.insert("x.test".into(), look_up);
+    names.on_found(&found(&[v6(1)], Stage::First));
+    assert_eq!(told(), [(1, Ok(vec![v6(1)]), true)]);
+    names.look_up("x.test", waiter(3, true), &sender);
+    names.look_up("X.test", waiter(4, false), &sender);
+    assert_eq!(told(), [(3, Ok(vec![v6(1)]), true)]);
+    names.on_found(&found(&[v6(1)], Stage::Settled));
+    assert_eq!(told(), [(2, Ok(vec![v6(1)]), false), (4, Ok(vec![v6(1)]), false)]);
+    names.look_up("x.test", waiter(5, false), &sender);
+    assert_eq!(told(), [(5, Ok(vec![v6(1)]), false)]);
+    names.on_found(&found(&[v6(1), v4(1)], Stage::Last));
+    assert_eq!(told(), [(1, Ok(vec![v6(1), v4(1)]), false), (3, Ok(vec![v6(1), v4(1)]), false)]);
+    assert!(names.under_way.is_empty());
+}
+
+#[tokio::test]
+async fn five_hundred_names_that_never_answer_do_not_keep_one_out_that_does() {
+    let server = Server::start(|name, kind| if name == "fast.test" { both(kind, &[], &[v4(1)]) } else { Reply::Nothing }).await;
+    let mut bench = Bench::new(server.address);
+    (bench.names.time_limit, bench.names.slow) = (WATCHDOG, Duration::ZERO);
+    for ticket in 0..500 {
+        bench.ask(&format!("slow{ticket}.test"), ticket);
+    }
+    let given_up = bench.answers();
+    assert_eq!(given_up.len(), 500 - NAMES_OUTSTANDING, "the oldest make room, one each");
+    assert!(given_up.iter().all(|(ticket, answer)| *ticket < 244 && *answer == Err(NameError::Busy)), "{given_up:?}");
+    bench.ask("fast.test", 1000);
+    assert_eq!(bench.wait(2).await, [(244, Err(NameError::Busy)), (1000, Ok(vec![v4(1)]))]);
+    assert_eq!(bench.names.under_way.len(), NAMES_OUTSTANDING - 1);
+}
+
+#[tokio::test]
+async fn those_who_wait_are_bounded_also_for_one_name() {
+    let server = Server::start(|_, _| Reply::Nothing).await;
+    let mut bench = Bench::new(server.address);
+    for ticket in 0..NAMES_WAITING as u64 {
+        bench.ask("popular.test", ticket);
+    }
+    assert_eq!(bench.answers(), []);
+    bench.ask("popular.test", 1_000_000);
+    assert_eq!(bench.answers(), [(1_000_000, Err(NameError::Busy))]);
 }
 
 #[tokio::test]
@@ -274,11 +373,11 @@ async fn hosts_file_and_localhost_work_without_a_name_server() {
     let mut hosts = Hosts::default();
     hosts.read_hosts_conf("192.0.2.1 printer.lan printer\n192.0.2.2 printer.lan # second\n2001:db8::1 printer.lan\n".as_bytes()).unwrap();
     let source = Source { hosts, resolver: None };
-    assert_eq!(source.addresses("printer.lan").await, Ok(vec![v6(1), v4(1), v4(2)]));
-    assert_eq!(source.addresses("PRINTER").await, Ok(vec![v4(1)]));
-    assert_eq!(source.addresses("printer.lan.").await, Ok(vec![v6(1), v4(1), v4(2)]));
-    assert_eq!(source.addresses("localhost").await, Ok(vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()]));
-    assert_eq!(source.addresses("www.example.com").await, Err(NameError::Failed));
+    assert_eq!(source.find("printer.lan").await, Ok(vec![v6(1), v4(1), v4(2)]));
+    assert_eq!(source.find("PRINTER").await, Ok(vec![v4(1)]));
+    assert_eq!(source.find("printer.lan.").await, Ok(vec![v6(1), v4(1), v4(2)]));
+    assert_eq!(source.find("localhost").await, Ok(vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()]));
+    assert_eq!(source.find("www.example.com").await, Err(NameError::Failed));
 }
 
 #[tokio::test]

@@ -422,6 +422,13 @@ impl Io for Ring {
         Ok(())
     }
 
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        match self.sockets.get(id) {
+            Some(Record::Open(socket)) => SockRef::from(&socket.descriptor).local_addr().ok()?.as_socket(),
+            _ => None,
+        }
+    }
+
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
         // Whoever made it may have wanted it otherwise; fails only for a descriptor that is not open.
         let _ = SockRef::from(&descriptor).set_nonblocking(false);
@@ -436,13 +443,6 @@ impl Io for Ring {
         match self.sockets.get(id) {
             Some(Record::Open(socket)) => lost::is_lost(&socket.descriptor),
             _ => false,
-        }
-    }
-
-    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => SockRef::from(&socket.descriptor).local_addr().ok()?.as_socket(),
-            _ => None,
         }
     }
 
