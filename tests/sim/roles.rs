@@ -93,7 +93,7 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     simulation
 }
 
-fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
+pub(crate) fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
         profile: topology.profile,
         dial: Vec::new(),
@@ -110,7 +110,7 @@ fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     InterServer::new(settings, cipher(), listeners)
 }
 
-fn server_of(topology: &Topology) -> Server {
+pub(crate) fn server_of(topology: &Topology) -> Server {
     let settings = server::Settings {
         profile: topology.profile,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],

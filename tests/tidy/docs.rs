@@ -91,8 +91,22 @@ fn flags_named_in_docs_exist() {
 }
 
 /// Flags of cargo, curl and others that the docs show.
-const OTHERS_FLAGS: &[&str] =
-    &["release", "workspace", "features", "test", "help", "locked", "all-targets", "no-deps", "nocapture", "exact", "version", "check"];
+const OTHERS_FLAGS: &[&str] = &[
+    "release",
+    "workspace",
+    "features",
+    "test",
+    "help",
+    "locked",
+    "all-targets",
+    "no-deps",
+    "nocapture",
+    "exact",
+    "version",
+    "check",
+    "bench",
+    "benches",
+];
 
 /// Limits quoted in the docs as `NAME` are those of the code.
 #[test]

@@ -70,7 +70,7 @@ fn rust_version() -> String {
 }
 
 fn rust_files() -> Vec<File> {
-    ["src", "tests", "fuzz", "loadgen"].iter().flat_map(|folder| files(folder, ".rs")).collect()
+    ["src", "tests", "fuzz", "loadgen", "benches"].iter().flat_map(|folder| files(folder, ".rs")).collect()
 }
 
 fn everything() -> Vec<File> {
