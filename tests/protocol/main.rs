@@ -13,6 +13,7 @@ mod splits;
 mod support;
 mod traffic;
 mod transcript;
+mod v81_channel;
 mod v81_frames;
 mod v81_handshake;
 mod v81_model;

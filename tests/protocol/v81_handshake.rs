@@ -13,7 +13,7 @@ use zhwkprox::protocol::v81::record::RecordError;
 use zhwkprox::protocol::v81::settings::{Settings, SettingsError};
 
 use crate::splits::pieces;
-use crate::v81_support::{AT_ENTRY, AT_EXIT, Met, NONCE, Side, entry, exit, keys, meet, psk, record, tunnel};
+use crate::v81_channel::{AT_ENTRY, AT_EXIT, Met, NONCE, Side, entry, exit, keys, meet, psk, record, tunnel};
 
 const AES: Method = Method::Aes128Gcm;
 const CHACHA: Method = Method::ChaCha20Poly1305;

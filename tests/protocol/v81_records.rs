@@ -6,7 +6,7 @@ use zhwkprox::protocol::v81::record::{
     FIRST_RECORD_MAX, PLAINTEXT_MAX, RECORD_HEADER, RECORD_MAX, RecordError, RecordReader, RecordWriter, TAG,
 };
 
-use crate::v81_support::{open_all, record, tunnel};
+use crate::v81_channel::{open_all, record, tunnel};
 
 const SECRET: [u8; 32] = [0x3c; 32];
 
@@ -189,5 +189,5 @@ fn no_debug_output_of_the_channel_shows_more_than_the_method() {
     let exit = met.exit.expect("one key");
     assert_eq!(format!("{:?}", exit.reader), "RecordReader(Opener(chacha20-poly1305, ..))");
     assert_eq!(format!("{:?}", exit.writer), "RecordWriter(Sealer(chacha20-poly1305, ..))");
-    assert_eq!(format!("{:?}", crate::v81_support::psk(7)), "Psk(..)");
+    assert_eq!(format!("{:?}", crate::v81_channel::psk(7)), "Psk(..)");
 }

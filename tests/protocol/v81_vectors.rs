@@ -13,7 +13,7 @@ use zhwkprox::protocol::v81::record::{RecordReader, RecordWriter};
 use zhwkprox::protocol::v81::settings::Settings;
 
 use crate::support::unhex;
-use crate::v81_support::{Met, Side, meet, record};
+use crate::v81_channel::{Met, Side, meet, record};
 
 const FILE: &str = include_str!("../vectors/0x81.json");
 
@@ -198,4 +198,25 @@ fn the_file_is_what_the_other_implementation_makes() {
     let made = peer.arg("vectors").output().expect("python was there");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert!(made.stdout == FILE.as_bytes(), "tests/vectors/0x81.json is not what tests/peer81/peer.py vectors prints");
+}
+
+#[test]
+fn the_worked_handshake_of_the_docs_is_the_first_vector() {
+    let docs = include_str!("../../docs/PROTOCOL.md");
+    let block =
+        docs.split_once("<!-- worked: 0x81 handshake -->\n```text\n").and_then(|(_, rest)| rest.split_once("```")).expect("it is there");
+    let mut written: Vec<(String, String)> = Vec::new();
+    for line in block.0.lines() {
+        let (who, rest) = line.split_at(13);
+        let digits: String = rest.split('#').next().unwrap_or_default().split_whitespace().collect();
+        if who.trim().is_empty() {
+            written.last_mut().expect("somebody speaks").1.push_str(&digits);
+        } else {
+            written.push((who.trim().to_owned(), digits));
+        }
+    }
+    let file = file();
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let wire = list(&file["handshakes"][0]["wire"]).iter().map(|part| (text(&part["from"]), text(&part["bytes"]))).collect::<Vec<_>>();
+    assert_eq!(written, wire);
 }
