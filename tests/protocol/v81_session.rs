@@ -469,6 +469,11 @@ fn an_open_that_crosses_a_goaway_is_served_and_one_behind_the_answer_is_a_fault(
 #[test]
 fn a_goaway_that_ends_the_tunnel_is_the_last_that_is_sent_and_may_follow_one_that_winds_down() {
     let (mut entry, mut exit, stream) = opened(16_384, 10);
+    let other = open_one(&mut entry, &mut exit, 3, 4);
+    let sent = data(&mut entry, other, 16_384);
+    let third = entry.open(&target(), 5).expect("free");
+    assert_eq!(carry(&mut entry, &mut exit, &[sent]).len(), 2);
+    exit.attach(third, 6);
     exit.go_away(goaway::STOPPING, "");
     assert_eq!(carry(&mut exit, &mut entry, &[]).len(), 1);
     exit.reset(stream, reset::GENERAL);
@@ -480,10 +485,13 @@ fn a_goaway_that_ends_the_tunnel_is_the_last_that_is_sent_and_may_follow_one_tha
     assert_eq!(last, [frame(kind::GOAWAY, 0, 0, &[&[0x10], "x".repeat(200).as_bytes()].concat())]);
     assert_eq!(give(&mut entry, &last[0]), Ok(Some(Incoming::GoAway { code: goaway::FAULT, text: "x".repeat(200) })));
     assert!(entry.has_ended());
-    for (mut side, open) in [(entry, 1), (exit, 0)] {
+    exit.consumed(other, 16_384, NOW);
+    exit.opened(third, "192.0.2.1:1".parse().expect("an address"));
+    for (mut side, open) in [(entry, 3), (exit, 2)] {
         assert_eq!(say(&mut side, kind::SETTINGS, 0, b""), Ok(None), "all that follows is skipped");
         assert_eq!((side.ping([1; 8]), control(&mut side)), (false, vec![]), "nothing is said any more");
         assert_eq!(side.tags().count(), open, "the role resets what is open");
+        assert_eq!((side.allowance(other), side.finish(other), side.reset_in_order(other)), (0, None, None), "no data goes any more");
     }
 }
 

@@ -436,6 +436,13 @@ fn walk(session: &mut Session, record: &[u8], attached: &mut Vec<u32>) -> bool {
             Err(fault) => {
                 assert!(fault.to_string().len() <= 200 && fault.code() >= goaway::ENDS_FROM);
                 session.go_away(fault.code(), &fault.to_string());
+                for id in attached {
+                    session.consumed(*id, session.held(*id), Duration::ZERO);
+                }
+                let mut out = Vec::new();
+                assert!(!session.poll_control(&mut out, usize::MAX));
+                assert_eq!(out.first(), Some(&kind::GOAWAY));
+                assert_eq!(out.len(), FRAME_HEADER + 1 + fault.to_string().len(), "nothing else is said");
                 return false;
             }
         }

@@ -322,7 +322,7 @@ impl Session {
 
     // ---- data out
 
-    /// Bytes of DATA that may be sent now. 0: the stream is closed or finished, or waits for [`Incoming::Credit`] or, at the exit, for
+    /// Bytes of DATA that may be sent now. 0: the stream is closed or finished, the tunnel has ended, or it waits for [`Incoming::Credit`] or, at the exit, for
     /// [`Session::opened`].
     #[must_use]
     pub fn allowance(&self, stream: u32) -> u32 {
@@ -382,7 +382,7 @@ impl Session {
             "RESET on stream {stream} before its opening has left"
         );
         let was_open = self.close(stream);
-        was_open.then_some((Header { kind: kind::RESET, flags: 0, length: 1, stream }, reset::SOCKET))
+        (was_open && !self.control.is_ended()).then_some((Header { kind: kind::RESET, flags: 0, length: 1, stream }, reset::SOCKET))
     }
 
     /// Resets a stream at once: the RESET waits with the control frames, and the role drops what it had queued.
@@ -523,8 +523,8 @@ impl Session {
     }
 
     /// We may send DATA and FIN: the entry at once, the exit behind OPENED.
-    const fn may_send(&self, stream: &Stream) -> bool {
-        !stream.is(OWN_FIN) && (matches!(self.side, Side::Entry) || stream.is(OPENED))
+    fn may_send(&self, stream: &Stream) -> bool {
+        !stream.is(OWN_FIN) && (self.side == Side::Entry || stream.is(OPENED)) && !self.control.is_ended()
     }
 
     /// Forgets a stream. Whether it was open.

@@ -137,11 +137,15 @@ impl Control {
     }
 
     pub(super) fn opened(&mut self, stream: u32, bound: SocketAddr) {
-        self.openeds.push_back((stream, bound));
+        if !self.is_ended() {
+            self.openeds.push_back((stream, bound));
+        }
     }
 
     pub(super) fn window(&mut self, stream: u32) {
-        self.windows.push_back(stream);
+        if !self.is_ended() {
+            self.windows.push_back(stream);
+        }
     }
 
     pub(super) fn reset(&mut self, stream: u32, code: u8) {
