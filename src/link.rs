@@ -158,6 +158,8 @@ impl Link {
             }
         }
         self.received = Chunk::default();
+        // Thousands of small frames can come in one slot; a tunnel that is idle keeps no list of them.
+        self.pieces = VecDeque::new();
         self.fault.take().map_or(Ok(None), |fault| Err(fault.into()))
     }
 
