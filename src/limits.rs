@@ -21,8 +21,8 @@ pub const SLOTS_MIN: usize = 4;
 
 /// Largest header of a 0x80 frame (IPv6).
 pub const V80_HEADER_MAX: usize = 23;
-/// Largest payload of a 0x80 frame that we send: with its header it fills no more than one slot.
-pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
+/// Largest 0x80 frame that we send, with its header: what one receive takes.
+pub const V80_FRAME_MAX: usize = SLOT_DATA;
 /// Largest 0x80 frame, with its header, that the author's original programs read with one call.
 pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
 /// Keys that an inter-server may have taken on one tunnel, those given up included: as many as it could have clients on one address. A table
@@ -128,7 +128,7 @@ pub const ORIGINAL_REST: Duration = Duration::from_secs(25);
 pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
-const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
+const _: () = assert!(SLOT_HEADROOM + V80_FRAME_MAX + SLOT_TAIL <= SLOT_BYTES && V80_FRAME_MAX > V80_HEADER_MAX);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
 const _: () = assert!(CHALLENGE_BYTES + AUTH_TAIL_BYTES <= 255 && CHALLENGE_MAX + AUTH_TAIL_BYTES <= 255);
 const _: () = assert!(V80_ORIGINAL_FRAME_MAX > V80_HEADER_MAX);

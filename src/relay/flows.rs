@@ -7,6 +7,7 @@ use tracing::debug;
 use super::{Flow, Lost, Reading, Relay};
 use crate::limits;
 use crate::outbox::Outbox;
+use crate::protocol::v80::Profile;
 use crate::protocol::v80::frame::Destination;
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Core, Incoming, Owner};
@@ -36,6 +37,7 @@ impl<E> Relay<E> {
             is_dirty: false,
         });
         core.set_owner(socket, Owner::Flow(flow));
+        core.limit_receives(socket, Profile::Ours.payload_max(destination));
         if let Some(place) = self.tunnels.get_mut(tunnel) {
             place.has_carried = true;
         }

@@ -12,6 +12,10 @@ use crate::shard::buffers::Chunk;
 use crate::shard::io::{Kind, Op, Purpose, SocketId, Token};
 use crate::shard::slab::Key;
 
+/// What a receive takes where nothing else was said.
+#[expect(clippy::cast_possible_truncation, reason = "a slot is 64 KiB")]
+const WHOLE_SLOT: u32 = limits::SLOT_DATA as u32;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Life {
     Free,
@@ -29,6 +33,8 @@ pub(super) struct Entry {
     pub(super) life: Life,
     pub(super) owner: Owner,
     pub(super) receiving: bool,
+    /// The most that one receive takes.
+    pub(super) receive_max: u32,
     pub(super) sending: bool,
     /// The outstanding send waits until all is taken.
     pub(super) sends_whole: bool,
@@ -71,6 +77,13 @@ impl Core {
     pub fn set_owner(&mut self, socket: Key, owner: Owner) {
         if let Some(entry) = self.entry_mut(socket) {
             entry.owner = owner;
+        }
+    }
+
+    /// Has each receive on the socket take at most `max` bytes, and never more than a slot has room for.
+    pub fn limit_receives(&mut self, socket: Key, max: usize) {
+        if let Some(entry) = self.entry_mut(socket) {
+            entry.receive_max = u32::try_from(max).map_or(WHOLE_SLOT, |max| max.min(WHOLE_SLOT));
         }
     }
 
@@ -160,6 +173,7 @@ impl Core {
             let entry = &mut self.entries[index as usize];
             entry.life = life;
             entry.owner = owner;
+            entry.receive_max = WHOLE_SLOT;
             return Key { index, generation: entry.generation };
         }
         let index = u32::try_from(self.entries.len()).expect("descriptors are fewer than 2^32");
@@ -168,6 +182,7 @@ impl Core {
             life,
             owner,
             receiving: false,
+            receive_max: WHOLE_SLOT,
             sending: false,
             sends_whole: false,
             has_failed: false,
@@ -209,9 +224,10 @@ impl Core {
     }
 
     pub(super) fn submit_receive(&mut self, socket: Key) {
-        self.entries[socket.index as usize].receiving = true;
+        let entry = &mut self.entries[socket.index as usize];
+        entry.receiving = true;
+        let max = entry.receive_max;
         let id = SocketId(socket.index);
-        let max = u32::try_from(limits::SLOT_DATA).expect("a slot is 64 KiB");
         self.io.submit(Op::Receive { socket: id, max, token: Token::new(Kind::Receive, socket.generation, id) });
     }
 }
