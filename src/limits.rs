@@ -32,8 +32,8 @@ pub const SLOTS_MIN: usize = 4;
 
 /// Largest header of a 0x80 frame (IPv6).
 pub const V80_HEADER_MAX: usize = 23;
-/// Largest payload of a 0x80 frame that we send: with its header it fills no more than one slot.
-pub const V80_PAYLOAD_MAX: usize = SLOT_DATA;
+/// Largest 0x80 frame that we send, with its header: what one receive takes.
+pub const V80_FRAME_MAX: usize = SLOT_DATA;
 /// Largest 0x80 frame, with its header, that the author's original programs read with one call.
 pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
 /// Keys that an inter-server may have taken on one tunnel, those given up included: as many as it could have clients on one address. A table
@@ -196,7 +196,7 @@ pub const ORIGINAL_IDLE: Duration = Duration::from_secs(20);
 const _: () = assert!(NAME_IPV6_START.as_millis() < NAME_OTHER_FAMILY.as_millis());
 const _: () = assert!(NAME_OTHER_FAMILY.as_millis() < NAME_LATE_FAMILY.as_millis());
 const _: () = assert!(SLOT_HEADROOM >= V80_HEADER_MAX);
-const _: () = assert!(SLOT_HEADROOM + V80_PAYLOAD_MAX + SLOT_TAIL <= SLOT_BYTES);
+const _: () = assert!(SLOT_HEADROOM + V80_FRAME_MAX + SLOT_TAIL <= SLOT_BYTES && V80_FRAME_MAX > V80_HEADER_MAX);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(4096));
 const _: () = assert!(SLOT_HEADROOM + RECORD_BYTES_MAX <= SLOT_BYTES);
 const _: () = assert!(RECORD_LENGTH_BYTES + V81_HEADER + V81_PAYLOAD_MAX + RECORD_TAG_BYTES <= RECORD_BYTES_MAX);

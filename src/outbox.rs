@@ -102,6 +102,10 @@ impl Outbox {
             // A slot may wait inside the kernel only where most of it is filled and there are plenty.
             let wait = !chunk.holds_slot() || (chunk.len() > SLOT_BYTES / 2 && !core.slots_are_low());
             core.send(socket, chunk, wait);
+            if self.queue.is_empty() {
+                // Most sockets have nothing to send most of the time: the list goes, and costs less to make again than a kilobyte per flow.
+                self.queue = VecDeque::new();
+            }
         }
         self.let_go_of_slots(core);
     }

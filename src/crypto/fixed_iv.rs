@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use aes::{Aes128Enc, Aes256Enc};
 use cipher::consts::U16;
@@ -109,12 +110,12 @@ pub struct WrongKeyLength {
 #[derive(Clone)]
 pub struct MessageCipher {
     method: Method,
-    schedule: Schedule,
+    /// Shared by all clones: with room for every implementation of AES it is a kilobyte, and each tunnel has two.
+    schedule: Arc<Schedule>,
     iv: [u8; BLOCK_BYTES],
 }
 
 /// The expanded key. The `zeroize` feature of `aes` wipes it when it is dropped.
-#[derive(Clone)]
 enum Schedule {
     Aes128(Aes128Enc),
     Aes256(Aes256Enc),
@@ -131,7 +132,7 @@ impl MessageCipher {
             Method::Aes128Ctr | Method::Aes128Cfb => Schedule::Aes128(Aes128Enc::new_from_slice(key).map_err(wrong)?),
             Method::Aes256Ctr => Schedule::Aes256(Aes256Enc::new_from_slice(key).map_err(wrong)?),
         };
-        Ok(Self { method, schedule, iv })
+        Ok(Self { method, schedule: Arc::new(schedule), iv })
     }
 
     /// Which cipher this is.
@@ -158,7 +159,7 @@ impl MessageCipher {
             Method::Aes128Ctr | Method::Aes256Ctr => Position::Counter { bytes: 0 },
             Method::Aes128Cfb => {
                 let mut block = self.iv.into();
-                match &self.schedule {
+                match &*self.schedule {
                     Schedule::Aes128(aes) => aes.encrypt_block(&mut block),
                     Schedule::Aes256(aes) => aes.encrypt_block(&mut block),
                 }
@@ -169,7 +170,7 @@ impl MessageCipher {
 
     /// Enciphers the next bytes of the message that stands at `position`.
     pub(crate) fn encrypt_at(&self, position: &mut Position, data: &mut [u8]) {
-        match (position, &self.schedule) {
+        match (position, &*self.schedule) {
             (Position::Counter { bytes }, schedule) => self.apply_counter(schedule, bytes, data),
             (Position::Feedback { block, used }, Schedule::Aes128(aes)) => encrypt_feedback(aes, block, used, data),
             (Position::Feedback { block, used }, Schedule::Aes256(aes)) => encrypt_feedback(aes, block, used, data),
@@ -178,7 +179,7 @@ impl MessageCipher {
 
     /// Deciphers the next bytes of the message that stands at `position`.
     pub(crate) fn decrypt_at(&self, position: &mut Position, data: &mut [u8]) {
-        match (position, &self.schedule) {
+        match (position, &*self.schedule) {
             (Position::Counter { bytes }, schedule) => self.apply_counter(schedule, bytes, data),
             (Position::Feedback { block, used }, Schedule::Aes128(aes)) => decrypt_feedback(aes, block, used, data),
             (Position::Feedback { block, used }, Schedule::Aes256(aes)) => decrypt_feedback(aes, block, used, data),

@@ -271,7 +271,7 @@ impl InterServer {
         let Some(here) = self.relay.flows.get_mut(flow) else { return };
         here.extra.others = Vec::new();
         let early = std::mem::take(&mut here.extra.early);
-        for part in early.chunks(limits::V81_PAYLOAD_MAX) {
+        for part in early.chunks(limits::EARLY as usize) {
             self.relay.send(core, flow, Chunk::copy_of(part));
         }
         self.relay.start(core, flow);

@@ -194,9 +194,7 @@ pub trait Link: Debug {
     fn opened(&mut self, _handle: Handle, _bound: Option<SocketAddr>) {}
 
     /// Most bytes the flow may send at once; zero: after the next [`LinkEvent::Credit`].
-    fn allowance(&self, _handle: Handle) -> usize {
-        limits::V80_PAYLOAD_MAX
-    }
+    fn allowance(&self, handle: Handle) -> usize;
 
     /// Sends bytes of a flow, in place.
     fn send(&mut self, handle: Handle, chunk: Chunk);

@@ -200,6 +200,8 @@ impl Link for V80 {
             }
         }
         self.received = Chunk::default();
+        // Thousands of small frames can come in one slot; a tunnel that is idle keeps no list of them.
+        self.pieces = VecDeque::new();
         self.fault.take().map_or(Ok(None), |fault| Err(fault.into()))
     }
 
@@ -234,6 +236,10 @@ impl Link for V80 {
             Some(original) => original.place(destination, flow, now),
         }
         Ok(Handle::Destination(destination))
+    }
+
+    fn allowance(&self, handle: Handle) -> usize {
+        Profile::Ours.payload_max(destination(handle))
     }
 
     fn send(&mut self, handle: Handle, mut chunk: Chunk) {

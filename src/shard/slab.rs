@@ -30,10 +30,11 @@ impl Key {
     }
 }
 
-/// See the module.
+/// See the module. Each value has a box: a table of a thousand tunnels that doubles would keep the room of two thousand, and leave that of
+/// its smaller selves behind in the allocator.
 #[derive(Debug)]
 pub struct GenSlab<T> {
-    values: Slab<T>,
+    values: Slab<Box<T>>,
     generations: Vec<u32>,
 }
 
@@ -52,7 +53,7 @@ impl<T> GenSlab<T> {
             self.generations.push(0);
         }
         let key = Key { index: u32::try_from(index).expect("fewer than 2^32 values"), generation: self.generations[index] };
-        place.insert(make(key));
+        place.insert(Box::new(make(key)));
         key
     }
 
@@ -67,7 +68,7 @@ impl<T> GenSlab<T> {
         if !self.is_current(key) {
             return None;
         }
-        self.values.get(key.index as usize)
+        self.values.get(key.index as usize).map(Box::as_ref)
     }
 
     /// The value, unless it is gone.
@@ -76,7 +77,7 @@ impl<T> GenSlab<T> {
         if !self.is_current(key) {
             return None;
         }
-        self.values.get_mut(key.index as usize)
+        self.values.get_mut(key.index as usize).map(Box::as_mut)
     }
 
     /// Takes the value out, unless it is gone already.
@@ -87,7 +88,7 @@ impl<T> GenSlab<T> {
         let value = self.values.try_remove(key.index as usize)?;
         let generation = &mut self.generations[key.index as usize];
         *generation = (*generation + 1) & 0x00ff_ffff;
-        Some(value)
+        Some(*value)
     }
 
     fn is_current(&self, key: Key) -> bool {
@@ -108,7 +109,7 @@ impl<T> GenSlab<T> {
 
     /// All values with their keys, by place.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.values.iter().map(|(index, value)| (self.key(index), value))
+        self.values.iter().map(|(index, value)| (self.key(index), &**value))
     }
 
     /// The keys of all values, by place.

@@ -35,7 +35,7 @@ fn a_key_is_its_bytes_and_a_mapped_address_is_another_one() {
 fn an_original_program_gets_no_frame_of_more_than_1024_bytes() {
     assert_eq!(Profile::Original.payload_max(V4) + V4.header_bytes(), 1024);
     assert_eq!(Profile::Original.payload_max(V6) + V6.header_bytes(), 1024);
-    assert_eq!(Profile::Ours.payload_max(V6), zhwkprox::limits::V80_PAYLOAD_MAX);
+    assert_eq!(Profile::Ours.payload_max(V6) + V6.header_bytes(), zhwkprox::limits::SLOT_DATA);
 }
 
 #[test]

@@ -77,6 +77,7 @@ fn two_shards_hold_no_slot_for_idle_flows_and_serve_many_over_few_slots() {
             stalls::many_flows_over_four_slots(two());
         }
         stalls::idle_flows(&two().exit(&["--max-tunnels", "2"]), 1000);
+        stalls::all_wake_at_once(two(), 600, 8000);
     }
 }
 

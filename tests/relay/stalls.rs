@@ -227,6 +227,70 @@ fn two_hundred_flows_over_four_slots_all_finish() {
     many_flows_over_four_slots(Options::default());
 }
 
+/// Ten flows for each slot, held open; again and again all of them get bytes at the same moment, at one role and then at the other, because
+/// that role stood still while they came. Each flow must get its own answer, whole.
+pub(crate) fn all_wake_at_once(options: Options, flows: u32, message_bytes: usize) {
+    const SLOTS: u64 = 64;
+    let relay = Relay::start(&options.both(&["--buffer-memory", "4MiB"]).exit(&["--max-tunnels", "1024"]));
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let destination = Destination::accept_on([127, 0, 0, 1].into(), {
+        let held = Arc::clone(&held);
+        move |stream, _| held.lock().unwrap().push(stream)
+    });
+    let shards = relay.entry.state().shards;
+    assert!(relay.entry.state().slots == SLOTS * shards && u64::from(flows) >= 4 * SLOTS * shards, "not more flows than slots");
+    let mut clients: Vec<_> = (0..flows).map(|_| socks::open(relay.socks, destination.address).unwrap()).collect();
+    await_some("all connections", WATCHDOG, || (destination.accepted() == clients.len()).then_some(()));
+    let mut held = held.lock().unwrap();
+    let mut message = vec![0; message_bytes];
+    for round in 0..4_u64 {
+        let offset = round * message_bytes as u64;
+        asleep(&relay.entry, || {
+            for (flow, client) in (0..).zip(&mut clients) {
+                crate::harness::pattern::fill(SEED, flow, offset, &mut message);
+                client.write_all(&message).unwrap();
+            }
+        });
+        let questions: Vec<Vec<u8>> = held.iter_mut().map(|stream| exactly(stream, message_bytes, "a question")).collect();
+        asleep(&relay.exit, || {
+            for (stream, question) in held.iter_mut().zip(&questions) {
+                stream.write_all(question).unwrap();
+            }
+        });
+        for (flow, client) in (0..).zip(&mut clients) {
+            let answer = exactly(client, message_bytes, &format!("the answer of flow {flow} in round {round}"));
+            crate::harness::pattern::fill(SEED, flow, offset, &mut message);
+            assert!(answer == message, "flow {flow} got another's bytes in round {round}");
+        }
+    }
+    for role in [&relay.entry, &relay.exit] {
+        role.await_state("all flows idle, without a slot", |s| s.flows == u64::from(flows) && s.slots_in_use == 0 && s.parked == 0);
+    }
+    clients.clear();
+    held.clear();
+    relay.entry.await_quiet();
+    relay.exit.await_quiet();
+}
+
+/// Does `work` while the role stands still.
+fn asleep(role: &Role, work: impl FnOnce()) {
+    role.signal("STOP");
+    work();
+    role.signal("CONT");
+}
+
+fn exactly(stream: &mut TcpStream, count: usize, what: &str) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).unwrap_or_else(|error| panic!("{what} did not come: {error}"));
+    bytes
+}
+
+#[test]
+fn six_hundred_idle_flows_over_64_slots_that_all_wake_at_once_are_all_answered_every_time() {
+    all_wake_at_once(Options::default(), 600, 64);
+    all_wake_at_once(Options::default(), 600, 8000);
+}
+
 #[test]
 fn slow_readers_on_a_relay_with_four_slots_do_not_stop_the_others() {
     let _alone = heavy();

