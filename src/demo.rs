@@ -8,13 +8,14 @@ use axum::routing::get;
 
 use crate::config::{Config, ListenAt, Listener, Protocol, Role, loopback};
 use crate::control::{Announce, Control};
-use crate::crypto::fixed_iv::{MessageCipher, Method};
+use crate::crypto::aead::Method;
 use crate::dial::DialTarget;
 use crate::exit::Failure;
 use crate::inter_server::{self, ListenerKind};
-use crate::keys::v80::Key;
+use crate::keys::v81::{self, KeyRing};
 use crate::limits;
 use crate::protocol::v80::Profile;
+use crate::protocol::v81::handshake::Keys;
 use crate::rlimits;
 use crate::run::listeners::Bound;
 use crate::run::{self, tcp_address};
@@ -26,7 +27,7 @@ use crate::telemetry::log;
 const SOCKS_PORT: u16 = 1080;
 /// What the page says.
 const PAGE: &str =
-    "It works. This page came to you through the relay:\n\n    curl --SOCKS5--> inter-server <--0x80, enciphered-- server --> this page\n";
+    "It works. This page came to you through the relay:\n\n    curl --SOCKS5--> inter-server <--0x81, sealed-- server --> this page\n";
 
 /// Runs the demo until Ctrl-C.
 ///
@@ -75,12 +76,9 @@ fn entry_sockets() -> Result<(Bound, SocketAddr, SocketAddr), Failure> {
 }
 
 fn throw_away_keys() -> Result<Protocol, Failure> {
-    let method = Method::Aes128Ctr;
-    let key = Key::generate(method.key_bytes()).map_err(|cause| Failure::other(cause.to_string()))?;
-    let iv = Key::generate(16).map_err(|cause| Failure::other(cause.to_string()))?;
-    let iv = iv.bytes().try_into().unwrap_or_default();
-    let cipher = MessageCipher::new(method, key.bytes(), iv).map_err(|error| Failure::other(error.to_string()))?;
-    Ok(Protocol::V80 { cipher, profile: Profile::Ours })
+    let psk = v81::throw_away().map_err(|cause| Failure::other(cause.to_string()))?;
+    let keys = Keys::new([("demo".into(), psk)]).map_err(|error| Failure::other(error.to_string()))?;
+    Ok(Protocol::V81 { keys: KeyRing::without_files(keys), methods: Method::by_speed().to_vec() })
 }
 
 fn entry_settings() -> inter_server::Settings {
@@ -89,7 +87,7 @@ fn entry_settings() -> inter_server::Settings {
         allow_servers: loopback(),
         credentials: None,
         linger: limits::LINGER,
-        idle: Some(limits::IDLE_V80),
+        idle: None,
         wait_for_tunnel: limits::WAIT_FOR_TUNNEL,
     }
 }
@@ -103,7 +101,7 @@ fn exit_settings(tunnel: SocketAddr) -> server::Settings {
         source: None,
         connect_timeout: limits::CONNECT_TIMEOUT,
         linger: limits::LINGER,
-        idle: Some(limits::IDLE_V80),
+        idle: None,
     }
 }
 
@@ -139,7 +137,7 @@ fn tell(socks: SocketAddr, page: SocketAddr) {
          curl -x socks5h://{socks} http://{page}/\n\n\
          Or something of the wide world:\n\n\
          curl -x socks5h://{socks} https://example.com/\n\n\
-         This is protocol 0x80: for trusted wires only. Ctrl-C ends it.\n"
+         This is protocol 0x81. Ctrl-C ends it.\n"
     );
     let mut out = io::stdout().lock();
     // Nobody to tell where standard output is closed.
