@@ -8,11 +8,11 @@ use std::hint::black_box;
 use criterion::measurement::Measurement;
 use criterion::{BenchmarkGroup, BenchmarkId, Throughput};
 use zhwkprox::crypto::fixed_iv::{MessageCipher, Method};
-use zhwkprox::limits::V80_PAYLOAD_MAX;
+use zhwkprox::limits::V80_FRAME_MAX;
 use zhwkprox::protocol::v80::frame::{Destination, FrameReader, Piece, empty, seal};
 
 const DESTINATION: Destination = Destination::V4([192, 0, 2, 7], 443);
-const PAYLOADS: [usize; 4] = [64, 1_460, 16_384, V80_PAYLOAD_MAX];
+const PAYLOADS: [usize; 4] = [64, 1_460, 16_384, V80_FRAME_MAX];
 /// Payload of a segment on Ethernet.
 const SEGMENT: usize = 1_460;
 

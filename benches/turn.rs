@@ -182,6 +182,14 @@ impl Io for Metered {
         self.io.is_lost(id)
     }
 
+    fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        self.io.local_address(id)
+    }
+
+    fn unsent(&self, id: SocketId) -> usize {
+        self.io.unsent(id)
+    }
+
     fn slots_available(&self) -> usize {
         self.io.slots_available()
     }

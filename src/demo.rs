@@ -14,7 +14,6 @@ use crate::exit::Failure;
 use crate::inter_server::{self, ListenerKind};
 use crate::keys::v81::{self, KeyRing};
 use crate::limits;
-use crate::protocol::v80::Profile;
 use crate::protocol::v81::handshake::Keys;
 use crate::rlimits;
 use crate::run::listeners::Bound;

@@ -16,7 +16,6 @@ use crate::protocol::v80::Profile;
 
 /// What tunnels speak.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for a process, and one handed to each shard at its start")]
 pub enum Protocol {
     /// 0x80.
     V80 {

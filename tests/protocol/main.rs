@@ -21,7 +21,6 @@ mod v81_records;
 mod v81_session;
 mod v81_settings;
 mod v81_streams;
-mod v81_support;
 mod v81_traffic;
 mod v81_vectors;
 mod vectors;

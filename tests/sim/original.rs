@@ -6,12 +6,12 @@ use zhwkprox::protocol::v80::Profile;
 
 use crate::destination::Kind;
 use crate::duplex::{Abort, AbortWhen, Begin, Finish, Plan};
-use crate::roles::{ENTRY, EXIT, Topology};
+use crate::roles::{ENTRY, EXIT, Topology, Version};
 use crate::scenarios::{MUTE, Scene, at};
 use crate::traffic::Ending;
 use crate::world::{EndId, MILLISECOND, SECOND};
 
-const ORIGINAL: Topology = Topology { profile: Profile::Original, max_tunnels: 1, ..Topology::PLAIN };
+const ORIGINAL: Topology = Topology { version: Version::V80(Profile::Original), max_tunnels: 1, ..Topology::PLAIN };
 
 /// Sends an answer when so much has come, then its end.
 const fn answer(request: usize, reply: usize) -> Kind {

@@ -2,14 +2,18 @@
 //! clients.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use zhwkprox::crypto::aead;
 use zhwkprox::crypto::fixed_iv::{MessageCipher, Method};
 use zhwkprox::inter_server::{self, InterServer, ListenerKind};
 use zhwkprox::limits;
+use zhwkprox::protocol::login::Protocol;
 use zhwkprox::protocol::v80::Profile;
+use zhwkprox::protocol::v81::handshake::{Keys, Psk};
 use zhwkprox::server::{self, DialTarget, Server};
 use zhwkprox::shard::board::Board;
 use zhwkprox::shard::core::{Core, Parts};
@@ -47,7 +51,14 @@ pub(crate) struct Topology {
     pub(crate) max_tunnels: usize,
     pub(crate) linger: Duration,
     pub(crate) idle: Option<Duration>,
-    pub(crate) profile: Profile,
+    pub(crate) version: Version,
+}
+
+/// What the tunnels speak.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Version {
+    V80(Profile),
+    V81,
 }
 
 impl Topology {
@@ -60,19 +71,30 @@ impl Topology {
         max_tunnels: limits::MAX_TUNNELS,
         linger: limits::LINGER,
         idle: Some(limits::IDLE_V80),
-        profile: Profile::Ours,
+        version: Version::V80(Profile::Ours),
     };
+
+    /// The same on 0x81.
+    pub(crate) const SECURE: Self = Self { version: Version::V81, ..Self::PLAIN };
 }
 
-fn cipher() -> MessageCipher {
-    MessageCipher::new(Method::Aes128Ctr, b"samplekeytomatch", std::array::from_fn(|index| u8::try_from(index).expect("below 16")))
-        .expect("16 bytes")
+fn protocol(version: Version) -> Protocol {
+    match version {
+        Version::V80(profile) => {
+            let iv = std::array::from_fn(|index| u8::try_from(index).expect("below 16"));
+            Protocol::V80 { cipher: MessageCipher::new(Method::Aes128Ctr, b"samplekeytomatch", iv).expect("16 bytes"), profile }
+        }
+        Version::V81 => {
+            let keys = Keys::new([(Arc::from("exit"), Psk::new(&[7; 32]))]).expect("one key");
+            Protocol::V81 { keys: Arc::new(keys), methods: Arc::new([aead::Method::Aes128Gcm]) }
+        }
+    }
 }
 
 /// Both roles, started, in a world of this seed.
 pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     let mut simulation = Simulation::new(seed, tunnels_at(), topology.slowness);
-    if topology.profile == Profile::Original {
+    if topology.version == Version::V80(Profile::Original) {
         simulation.world().with_observer(Observer::keep_sends);
     }
     simulation.world().set_link(tunnels_at().ip(), topology.tunnel_link);
@@ -95,7 +117,6 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
 
 pub(crate) fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
-        profile: topology.profile,
         dial: Vec::new(),
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
@@ -107,12 +128,11 @@ pub(crate) fn inter_server_of(topology: &Topology, world: &World) -> InterServer
         (ListenerKind::Tunnel, SimIo::listener_handle(world, tunnels_at())),
         (ListenerKind::Socks { authenticate: false }, SimIo::listener_handle(world, socks_at())),
     ];
-    InterServer::new(settings, cipher(), listeners)
+    InterServer::new(settings, protocol(topology.version), listeners)
 }
 
 pub(crate) fn server_of(topology: &Topology) -> Server {
     let settings = server::Settings {
-        profile: topology.profile,
         dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
         allow_inter_servers: Vec::new(),
         max_tunnels: topology.max_tunnels,
@@ -122,7 +142,7 @@ pub(crate) fn server_of(topology: &Topology) -> Server {
         linger: topology.linger,
         idle: topology.idle,
     };
-    Server::new(settings, cipher())
+    Server::new(settings, protocol(topology.version))
 }
 
 /// Puts the shards of one process together.

@@ -42,8 +42,6 @@ pub(super) struct Entry {
     /// Such a send came back short: the connection has failed. The kernel tells that once, so a receive would now look like a FIN.
     pub(super) has_failed: bool,
     pub(super) parked: bool,
-    /// The most that the outstanding or parked receive takes.
-    pub(super) receive_max: u32,
     pub(super) closing: Option<Closing>,
     /// Quiet, and waits until all is sent.
     pub(super) leaving: Option<Leaving>,
@@ -211,7 +209,6 @@ impl Core {
             let entry = &mut self.entries[index as usize];
             entry.life = life;
             entry.owner = owner;
-            entry.receive_max = WHOLE_SLOT;
             return Key { index, generation: entry.generation };
         }
         let index = u32::try_from(self.entries.len()).expect("descriptors are fewer than 2^32");
@@ -220,7 +217,6 @@ impl Core {
             life,
             owner,
             receiving: false,
-            receive_max: WHOLE_SLOT,
             sending: false,
             sends_whole: false,
             has_failed: false,
