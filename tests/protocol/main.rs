@@ -15,6 +15,7 @@ mod traffic;
 mod transcript;
 mod v81_channel;
 mod v81_handshake;
+mod v81_peer;
 mod v81_records;
 mod v81_settings;
 mod v81_vectors;
