@@ -29,6 +29,10 @@ pub const V80_ORIGINAL_FRAME_MAX: usize = 1024;
 /// as full as that takes some 5 MB.
 pub const V80_KEYS_MAX: usize = 65_536;
 
+/// Streams that an inter-server opens on one 0x81 tunnel at once, whatever the server allows: as many as it could have clients on one
+/// address.
+pub const V81_STREAMS_MAX: u32 = 65_536;
+
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.
 pub const QUEUE_BYTES: usize = SLOT_BYTES + 1;

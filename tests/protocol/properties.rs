@@ -19,4 +19,14 @@ proptest! {
     fn a_peer_without_rules_cannot_confuse_a_table_of_keys(operations in prop::collection::vec(any::<u8>(), 0..600)) {
         crate::traffic::hostile(&operations);
     }
+
+    #[test]
+    fn any_traffic_of_0x81_arrives_whole_and_leaves_nothing_behind(operations in prop::collection::vec(any::<u8>(), 0..2000)) {
+        crate::v81_traffic::run(&operations);
+    }
+
+    #[test]
+    fn a_peer_without_rules_cannot_confuse_a_table_of_streams(plaintexts in prop::collection::vec(any::<u8>(), 0..1000)) {
+        crate::v81_traffic::hostile(&plaintexts);
+    }
 }

@@ -97,6 +97,33 @@ impl Target {
         }
     }
 
+    /// The target of a 0x81 OPEN, which is judged at the exit: port 0 first, for it has a code of its own there.
+    pub(in crate::protocol) fn of_open(address: SocketAddr) -> Result<Self, BadTarget> {
+        if address.port() == 0 {
+            return Err(BadTarget::PortZero { target: address.to_string() });
+        }
+        Self::from_address(address.ip(), address.port())
+    }
+
+    /// The same for a name. What an exit looks up is a host's name: fewer characters will do than a client may say.
+    pub(in crate::protocol) fn of_open_name(bytes: &[u8], port: u16) -> Result<Self, BadTarget> {
+        let bad = |why| BadTarget::Name { name: String::from_utf8_lossy(bytes).into_owned(), why };
+        if port == 0 {
+            return Err(BadTarget::PortZero { target: format!("{}:0", String::from_utf8_lossy(bytes)) });
+        }
+        let target = Self::from_name(bytes, port)?;
+        if let Self::Name(name, _) = &target {
+            if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+                return Err(bad("it holds a character other than letters, digits, '-', '_' and '.'"));
+            }
+            let absolute = name.strip_suffix('.').unwrap_or(name);
+            if absolute.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit())) {
+                return Err(bad("its last part is all digits, and yet it is no address"));
+            }
+        }
+        Ok(target)
+    }
+
     fn from_address(address: IpAddr, port: u16) -> Result<Self, BadTarget> {
         let address = SocketAddr::new(address.to_canonical(), port);
         if address.ip().is_unspecified() {

@@ -18,6 +18,17 @@ pub enum Side {
     Exit,
 }
 
+impl Side {
+    /// The far end.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Entry => Self::Exit,
+            Self::Exit => Self::Entry,
+        }
+    }
+}
+
 /// Which rules the far end keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Profile {

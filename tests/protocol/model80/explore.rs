@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 /// Something that can be explored: states, what can happen in them, and what must hold.
-pub(super) trait Rules {
+pub(crate) trait Rules {
     type State: Clone + Eq + Hash;
 
     fn first_state(&self) -> Self::State;
@@ -20,7 +20,7 @@ pub(super) trait Rules {
 
 /// What happened, to whom: a brace stands for the name.
 #[derive(Clone, Copy)]
-pub(super) struct Label(pub(super) &'static str, pub(super) char);
+pub(crate) struct Label(pub(crate) &'static str, pub(crate) char);
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,7 +29,7 @@ impl fmt::Display for Label {
 }
 
 #[derive(PartialEq, Eq, Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Holds { states: usize, terminal: usize },
     Violated { states: usize, fault: String, trace: Vec<String> },
 }
@@ -55,7 +55,7 @@ struct Reached<S> {
     from: Option<(usize, Label)>,
 }
 
-pub(super) fn explore<R: Rules>(model: &R) -> Outcome {
+pub(crate) fn explore<R: Rules>(model: &R) -> Outcome {
     let first = Rc::new(model.first_state());
     let mut known = HashMap::from([(Rc::clone(&first), ())]);
     let mut reached = vec![Reached { state: first, from: None }];

@@ -7,7 +7,7 @@
 //!
 //! Every near variant of the rules that is known to fail is made on purpose and must be caught, by name.
 
-mod explore;
+pub(crate) mod explore;
 mod moves;
 mod original;
 mod state;
