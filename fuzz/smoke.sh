@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-20}
 [ $# -gt 0 ] && shift
-[ $# -gt 0 ] || set -- v80_handshake v80_frames v80_session v81_frames v81_streams socks5
+[ $# -gt 0 ] || set -- v80_handshake v80_frames v80_session v81_login v81_records v81_frames v81_streams socks5
 export RUSTC_BOOTSTRAP=1
 
 run() {

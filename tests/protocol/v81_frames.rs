@@ -6,7 +6,7 @@ use zhwkprox::protocol::v81::frame::{FRAME_PAYLOAD_MAX, FrameFault, Frames, Head
 use zhwkprox::protocol::v81::session::Incoming;
 
 use crate::support::unhex;
-use crate::v81_streams::{control, data, frame, frames, give, opened, session, target};
+use crate::v81_support::{control, data, frame, frames, give, opened, session, target};
 
 /// A session's control frames as they stand on the wire.
 fn wire(session: &mut zhwkprox::protocol::v81::session::Session) -> Vec<u8> {

@@ -17,7 +17,7 @@ use zhwkprox::protocol::v81::frame::{Header, goaway, kind, reset};
 use zhwkprox::protocol::v81::session::{Incoming, Session};
 
 use crate::model80::explore::{Label, Outcome, Rules, explore};
-use crate::v81_streams::{Frame, NOW, frames, session, target};
+use crate::v81_support::{Frame, NOW, frames, session, target};
 
 const ENTRY: usize = 0;
 const EXIT: usize = 1;

@@ -6,7 +6,7 @@ use zhwkprox::protocol::v81::Side;
 use zhwkprox::protocol::v81::frame::{goaway, kind, reset};
 use zhwkprox::protocol::v81::session::{Fault, Incoming, NotNow, Session};
 
-use crate::v81_streams::{NOW, carry, control, data, frame, give, open, open_one, opened, say, session, settings, target};
+use crate::v81_support::{NOW, carry, control, data, frame, give, open, open_one, opened, say, session, settings, target};
 
 /// What a fault's GOAWAY is made of names the rule, and is short.
 fn ends(told: Result<Option<Incoming>, Fault>, words: &str) {
@@ -258,7 +258,7 @@ fn credit_is_given_back_at_a_quarter_of_the_window_or_64_kib_and_added_up() {
     }
 }
 
-fn frame_of_window(stream: u32, credit: u32) -> crate::v81_streams::Frame {
+fn frame_of_window(stream: u32, credit: u32) -> crate::v81_support::Frame {
     frame(kind::WINDOW, 0, stream, &credit.to_le_bytes())
 }
 

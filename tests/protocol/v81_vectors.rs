@@ -2,7 +2,7 @@
 //! ciphers): both our sides say every byte of them and understand it.
 
 #[path = "../peer81/python.rs"]
-mod python;
+pub(crate) mod python;
 
 use std::sync::Arc;
 
