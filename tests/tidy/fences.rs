@@ -36,6 +36,7 @@ const DATA_PATH: &[&str] = &[
 
 /// The places there that share all the same, what, and why.
 const SHARED: &[(&str, &str, &str)] = &[
+    ("src/crypto/fixed_iv.rs", "Arc", "one expanded key for all tunnels, counted when a tunnel comes or goes and never with its bytes"),
     ("src/shard/inbox.rs", "Arc", "the inbox itself: hand-overs and orders, never bytes of a flow in passing"),
     ("src/shard/inbox.rs", "Mutex", "the inbox itself"),
     ("src/shard/board.rs", "Arc", "gauges of all shards, read when a client or a tunnel needs a place"),
