@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::latency::Latency;
-use crate::record::{Entry, Record};
+use crate::record::{Entry, Measure, Record};
 use crate::run::Outcome;
 use crate::verdict::{Sample, Verdict, digits};
 
@@ -29,6 +29,11 @@ pub fn table(record: &Record) -> String {
             targets[0]
         );
         let _ = writeln!(out, "above 1, {} needs less. Where the rounds overlap, it says so.", targets[0]);
+    }
+    if record.entries.iter().any(|entry| entry.measure == Measure::MemoryPerFlow) {
+        let _ =
+            writeln!(out, "KiB/flow: what resident memory grew by from before the first flow (before MiB) to with all flows (RSS MiB).");
+        let _ = writeln!(out, "all KiB/flow: all that is resident with all flows, over their number.");
     }
     for (index, entry) in record.entries.iter().enumerate() {
         if !entry.version.is_empty() && record.entries[..index].iter().all(|before| before.target != entry.target) {
@@ -64,7 +69,9 @@ fn rows(record: &Record, work: &str, targets: &[&str]) -> Vec<Vec<String>> {
     let headline = |target: &str| Sample::of(entries(target).iter().filter_map(|entry| entry.measure.of(&entry.outcome)));
     let Some(measure) = record.entries.iter().find(|entry| entry.work == work).map(|entry| entry.measure) else { return Vec::new() };
     let all: Vec<&Entry> = targets.iter().flat_map(|target| entries(target)).collect();
-    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| all.iter().any(|entry| (column.value)(&entry.outcome).is_some())).collect();
+    let of_memory = if measure == Measure::MemoryPerFlow { COLUMNS_OF_MEMORY } else { &[] };
+    let columns: Vec<&Column> =
+        of_memory.iter().chain(COLUMNS).filter(|column| all.iter().any(|entry| (column.value)(&entry.outcome).is_some())).collect();
     let mut head = vec!["target".to_owned(), measure.unit().to_owned(), "factor".to_owned()];
     head.extend(columns.iter().map(|column| column.name.to_owned()));
     let mut rows = vec![head];
@@ -90,6 +97,12 @@ struct Column {
     name: &'static str,
     value: fn(&Outcome) -> Option<f64>,
 }
+
+/// What stands first where memory is the headline.
+const COLUMNS_OF_MEMORY: &[Column] = &[
+    Column { name: "before MiB", value: |o| accounted(o, o.rss_before_bytes as f64 / f64::from(1 << 20)) },
+    Column { name: "all KiB/flow", value: |o| accounted(o, o.usage.rss_bytes as f64 / 1024.0 / o.flows as f64) },
+];
 
 const COLUMNS: &[Column] = &[
     Column { name: "MB/s", value: |o| (o.bulk_bytes() > 0).then(|| o.bulk_bytes() as f64 / o.seconds / 1e6) },
