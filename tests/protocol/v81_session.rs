@@ -537,3 +537,46 @@ fn a_stream_that_is_reset_before_its_open_has_left_is_opened_and_reset() {
     assert_eq!(give(&mut exit, &sent[1]), Ok(Some(Incoming::Reset { tag: 6, code: reset::CANCELLED })));
     assert_eq!(entry.open(&target(), 7), Ok(3));
 }
+
+#[test]
+fn streams_that_were_closed_in_any_order_leave_nothing_behind_and_do_not_count() {
+    let (mut entry, mut exit) = (session(Side::Entry, 16_384, 2), session(Side::Exit, 16_384, 2));
+    // Who ends the stream, in turn, and how: true is a FIN.
+    let orders = [[(0, true), (1, true)], [(1, true), (0, true)], [(0, true), (1, false)], [(1, true), (0, false)]];
+    let resets = [[(0, false), (0, true)], [(1, false), (1, true)]];
+    for order in orders.iter().chain(&resets).cycle().take(600) {
+        let stream = open_one(&mut entry, &mut exit, 1, 2);
+        for (who, fin) in order {
+            let (from, to) = if *who == 0 { (&mut entry, &mut exit) } else { (&mut exit, &mut entry) };
+            if !fin {
+                from.reset(stream, reset::CANCELLED);
+            }
+            let fin = if *fin { from.finish(stream) } else { None };
+            let ordered: Vec<_> = fin.map(|header| (header, vec![])).into_iter().collect();
+            carry(from, to, &ordered);
+        }
+        exit.release();
+        assert_eq!((entry.streams(), exit.streams()), (0, 0), "{order:?}");
+    }
+    assert_eq!(entry, session(Side::Entry, 16_384, 2).with_ids_used(600));
+    assert_eq!(exit, session(Side::Exit, 16_384, 2).with_ids_used(600));
+}
+
+#[test]
+fn data_and_its_credit_cost_no_allocation() {
+    let (mut entry, mut exit, stream) = opened(16_384, 10);
+    let (payload, mut out) = ([0; 4_096], Vec::with_capacity(100));
+    let mut round = || {
+        let header = entry.data(stream, 4_096);
+        exit.handle(header, &payload, NOW).expect("within the credit");
+        exit.consumed(stream, 4_096, NOW);
+        out.clear();
+        assert!(!exit.poll_control(&mut out, 100) && !out.is_empty());
+        let mut walk = zhwkprox::protocol::v81::frame::Frames::new(&out);
+        while let Some((header, range)) = walk.next().expect("whole frames") {
+            assert_eq!(entry.handle(header, &out[range], NOW), Ok(Some(Incoming::Credit { tag: 1 })));
+        }
+    };
+    round();
+    assert_eq!(crate::counting::allocations_of(|| (0..1_000).for_each(|_| round())), 0);
+}

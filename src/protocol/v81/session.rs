@@ -34,6 +34,8 @@ use windows::{ATTACHED, GRANTING, Growth, OPENED, OPENING, OWN_FIN, PEER_FIN, St
 
 /// Most credit that a stream may have.
 const CREDIT_MAX: u32 = i32::MAX as u32;
+/// Places of the table that are kept when its last stream is closed: 12 KiB of them.
+const TABLE_KEPT: usize = 256;
 /// Ids that an inter-server leaves unused: when no more are left the tunnel winds down.
 const IDS_KEPT: u32 = 1 << 16;
 
@@ -531,6 +533,9 @@ impl Session {
     fn close(&mut self, id: u32) -> bool {
         let Some(stream) = self.streams.remove(&id) else { return false };
         self.control.forget(id, stream.is(OPENING), stream.is(GRANTING));
+        if self.streams.is_empty() && self.streams.capacity() > TABLE_KEPT {
+            self.streams = Streams::default();
+        }
         true
     }
 }
