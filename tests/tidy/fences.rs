@@ -22,16 +22,8 @@ const UNSAFE: &[(&str, &str, &str)] = &[
 const SHARING: &[&str] = &["Mutex", "RwLock", "Condvar", "OnceLock", "Atomic", "Arc", "mpsc"];
 
 /// Where bytes pass.
-const DATA_PATH: &[&str] = &[
-    "src/crypto/",
-    "src/protocol/",
-    "src/shard/",
-    "src/outbox.rs",
-    "src/link/",
-    "src/relay/",
-    "src/server/",
-    "src/inter_server/",
-];
+const DATA_PATH: &[&str] =
+    &["src/crypto/", "src/protocol/", "src/shard/", "src/outbox.rs", "src/link/", "src/relay/", "src/server/", "src/inter_server/"];
 
 /// The places there that share all the same, what, and why.
 const SHARED: &[(&str, &str, &str)] = &[
@@ -39,6 +31,10 @@ const SHARED: &[(&str, &str, &str)] = &[
     ("src/protocol/v81/handshake/keys.rs", "Arc", "the names of the keys: a tunnel learns its own when it begins"),
     ("src/protocol/v81/handshake/mod.rs", "Arc", "the same name"),
     ("src/crypto/fixed_iv.rs", "Arc", "one expanded key for all tunnels, counted when a tunnel comes or goes and never with its bytes"),
+    ("src/protocol/login.rs", "Arc", "keys and methods of the configuration, one set for all shards"),
+    ("src/link/mod.rs", "Arc", "the name of a tunnel's key, looked at when a server logs in"),
+    ("src/link/v81.rs", "Arc", "the same name"),
+    ("src/inter_server/mod.rs", "Arc", "the keys, when they are read again"),
     ("src/shard/inbox.rs", "Arc", "the inbox itself: hand-overs and orders, never bytes of a flow in passing"),
     ("src/shard/inbox.rs", "Mutex", "the inbox itself"),
     ("src/shard/board.rs", "Arc", "gauges of all shards, read when a client or a tunnel needs a place"),
