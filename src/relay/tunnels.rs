@@ -119,6 +119,7 @@ impl<E> Relay<E> {
         let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(()) };
         let woken = here.link.on_sent(chunk, result, core.now())?;
         here.link.flush(core, tunnel);
+        self.look_at(core, tunnel);
         self.wake(core, woken);
         Ok(())
     }
@@ -202,7 +203,7 @@ impl<E> Relay<E> {
                 }
                 self.detach(core, key);
                 self.read_on(core, key);
-            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
+            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !(flow.is_opened && here.link.has_windows()) {
                 untouched.push(key);
             } else if !flow.is_opened {
                 unanswered.push(key);
@@ -275,6 +276,12 @@ impl<E> Relay<E> {
             here.is_dirty = true;
             self.dirty_tunnels.push(tunnel);
         }
+        self.look_at(core, tunnel);
+    }
+
+    /// The same where nothing has been queued.
+    pub(super) fn look_at(&mut self, core: &mut Core, tunnel: Key) {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return };
         let is_idle = here.link.is_idle();
         if is_idle != here.is_idle {
             here.is_idle = is_idle;

@@ -15,12 +15,15 @@ mod ends;
 mod limits;
 mod mixups;
 mod names;
+mod names_at_exit;
+mod outcomes;
 mod policy;
 mod shards;
 mod sharing;
 mod socks5;
 mod stalls;
 mod stop;
+mod streams;
 mod tunnels;
 mod wire;
 
