@@ -209,7 +209,10 @@ fn a_client_may_be_gone_at_any_moment_of_its_flows_opening() {
     let connecting: Vec<_> = (0..20).map(|_| ask(&relay, "fast.test", hole.address.port())).collect();
     relay.exit.await_state("all openings", |s| s.flows == 40);
     looked_up.into_iter().chain(connecting).for_each(reset);
-    relay.await_as_before(&before, PROMPTLY * 2);
+    for (role, before) in [(&relay.entry, &before.0), (&relay.exit, &before.1)] {
+        let what = "no flow, dial or stream";
+        role.await_state_for(what, PROMPTLY, |s| s.is_quiet() && (s.sockets, s.timers) == (before.sockets, before.timers));
+    }
     // At all other moments, with a reset or an end, with and without something to send.
     all_well(&in_turns(8, 400, |i| {
         let name = ["late.test", "later.test", "fast.test"][i % 3];
