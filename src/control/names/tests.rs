@@ -1,7 +1,6 @@
 //! Names against a name server of our own, on loopback.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hickory_resolver::proto::op::{Message as Dns, MessageType, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, AAAA};
