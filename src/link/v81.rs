@@ -415,7 +415,7 @@ impl Link for V81 {
 
     fn last_word(&mut self, fault: &LinkFault) -> bool {
         let code = match fault {
-            LinkFault::Rule(_) => goaway::FAULT,
+            LinkFault::Rule(fault) => fault.code(),
             LinkFault::Withdrawn => goaway::KEY,
             // What does not verify is not answered.
             _ => return false,

@@ -171,6 +171,8 @@ pub struct Relay<E> {
     abandoned: Vec<E>,
     bytes_before: (u64, u64),
     has_openings: bool,
+    /// Whether the tunnels' flows have windows: all of a process's do, or none.
+    has_windows: bool,
     /// Bytes that wait in the flows' outboxes.
     held: usize,
     pressure: Pressure,
@@ -191,6 +193,7 @@ impl<E> Relay<E> {
             abandoned: Vec::new(),
             bytes_before: (0, 0),
             has_openings: false,
+            has_windows: false,
             held: 0,
             pressure: Pressure::None,
         }
@@ -230,6 +233,9 @@ impl<E> Relay<E> {
 
     /// What the flows hold has a budget. With windows of their own they fill it in stages; beyond it the one that holds most is given up.
     fn relieve(&mut self, core: &mut Core) {
+        if !self.has_windows {
+            return;
+        }
         let pressure = match self.held {
             held if held >= limits::HELD_BYTES / 4 * 3 => Pressure::Full,
             held if held >= limits::HELD_BYTES / 2 => Pressure::High,

@@ -20,6 +20,7 @@ impl<E> Relay<E> {
         let socket = link.socket();
         let now = core.now();
         link.set_pressure(self.pressure);
+        self.has_windows = link.has_windows();
         let tunnel = self.tunnels.insert(Tunnel {
             link,
             peer,
