@@ -23,7 +23,7 @@ use tracing::debug;
 use self::input::Input;
 use self::liveness::{Check, Liveness};
 use super::{Busy, Due, Handle, LINK_TIMER, Link, LinkEvent, LinkFault, Pressure, Reset, Why};
-use crate::limits;
+use crate::limits::{self, SLOT_BYTES};
 use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
 use crate::protocol::v81::frame::goaway;
@@ -78,6 +78,16 @@ enum Item {
     Reset,
 }
 
+impl Item {
+    /// The same, of the heap.
+    fn without_slot(self) -> Self {
+        match self {
+            Self::Data(chunk) => Self::Data(chunk.into_heap()),
+            item => item,
+        }
+    }
+}
+
 impl V81 {
     /// A link over an authenticated tunnel. `outbox` holds what the login has still to send.
     pub(super) fn new(socket: Key, proof: Authenticated, outbox: Outbox, now: Time) -> Self {
@@ -113,7 +123,7 @@ impl V81 {
     /// Queues what has its credit; what has none waits for it, and everything of the stream behind it.
     fn put(&mut self, stream: u32, item: Item) {
         if let Some(items) = self.stalled.get_mut(&stream) {
-            items.push_back(item);
+            items.push_back(item.without_slot());
         } else if let Some(rest) = self.put_within_credit(stream, item) {
             self.stalled.insert(stream, VecDeque::from([rest]));
         }
@@ -242,6 +252,19 @@ impl V81 {
     fn push(&mut self, chunk: Chunk) {
         self.bytes_out += chunk.len() as u64;
         self.outbox.push(chunk);
+    }
+
+    /// What waits for its turn holds no slot that others could receive into, unless it fills most of it and there are plenty.
+    fn let_go_of_slots(&mut self, core: &Core) {
+        let low = core.slots_are_low();
+        for (_, item) in &mut self.queue {
+            if let Item::Data(chunk) = item
+                && chunk.holds_slot()
+                && (low || chunk.len() <= SLOT_BYTES / 2)
+            {
+                *chunk = std::mem::take(chunk).into_heap();
+            }
+        }
     }
 
     fn drop_queued(&mut self, stream: u32) {
@@ -429,6 +452,7 @@ impl Link for V81 {
     fn flush(&mut self, core: &mut Core, tunnel: Key) {
         self.seal_queue();
         self.outbox.flush(core, self.socket);
+        self.let_go_of_slots(core);
         self.set_timer(core, tunnel);
     }
 

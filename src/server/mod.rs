@@ -409,6 +409,7 @@ impl Server {
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
+                self.relay.look_at_flows();
                 core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {
