@@ -15,6 +15,7 @@ mod ends;
 mod limits;
 mod mixups;
 mod names;
+mod outcomes;
 mod policy;
 mod shards;
 mod sharing;
@@ -33,6 +34,7 @@ fn what_is_skipped_on_0x81_is_listed_with_its_reason_exactly() {
         include_str!("limits.rs"),
         include_str!("mixups.rs"),
         include_str!("names.rs"),
+        include_str!("outcomes.rs"),
         include_str!("policy.rs"),
         include_str!("shards.rs"),
         include_str!("sharing.rs"),
