@@ -307,7 +307,7 @@ impl InterServer {
             for tunnel in self.relay.lost_tunnels(core) {
                 self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
             }
-            self.relay.look_at_flows();
+            self.relay.look_at_flows(core);
             core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
         } else {
             warn!("{} flows did not finish in time", self.relay.flows.len());

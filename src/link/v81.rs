@@ -75,7 +75,8 @@ pub(super) struct V81 {
 enum Item {
     Data(Chunk),
     Fin,
-    Reset,
+    /// Since when.
+    Reset(Time),
 }
 
 impl Item {
@@ -203,7 +204,7 @@ impl V81 {
                     gathered.extend_from_slice(&header.encode());
                 }
             }
-            Item::Reset => {
+            Item::Reset(_) => {
                 if let Some((header, code)) = self.session.reset_in_order(stream) {
                     gathered.extend_from_slice(&header.encode());
                     gathered.push(code);
@@ -408,15 +409,24 @@ impl Link for V81 {
         false
     }
 
-    fn reset(&mut self, handle: Handle, why: Why, _unfinished: bool, _now: Time) -> Reset {
+    fn reset(&mut self, handle: Handle, why: Why, _unfinished: bool, now: Time) -> Reset {
         let stream = stream(handle);
         if why == Why::Broken {
-            self.put(stream, Item::Reset);
+            self.put(stream, Item::Reset(now));
         } else {
             self.drop_queued(stream);
             self.session.reset(stream, why.code());
         }
         Reset::Told
+    }
+
+    fn give_up_stalled(&mut self, now: Time, patience: Duration) {
+        let is_over = |items: &VecDeque<Item>| matches!(items.back(), Some(Item::Reset(since)) if now.since(*since) >= patience);
+        let over: Vec<u32> = self.stalled.iter().filter(|(_, items)| is_over(items)).map(|(stream, _)| *stream).collect();
+        for stream in over {
+            self.drop_queued(stream);
+            self.session.reset(stream, Why::Broken.code());
+        }
     }
 
     fn on_taken(&mut self, handle: Handle, bytes: usize, now: Time) {

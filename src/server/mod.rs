@@ -364,7 +364,8 @@ impl Server {
     // ---- flows
 
     fn open(&mut self, core: &mut Core, tunnel: Key, handle: Handle, target: Target) {
-        let begun = if self.stopping { Err(Fault::General) } else { self.openings.begin(core, target) };
+        // On 0x81 those that cross our GOAWAY are served as any other: its answer is what ends them.
+        let begun = if self.stopping && !self.protocol.has_streams() { Err(Fault::General) } else { self.openings.begin(core, target) };
         match begun {
             Ok(opening) => {
                 let flow = self.relay.accept_flow(core, tunnel, handle, opening);
@@ -409,7 +410,7 @@ impl Server {
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
-                self.relay.look_at_flows();
+                self.relay.look_at_flows(core);
                 core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {

@@ -170,3 +170,28 @@ fn on_0x81_a_clients_reset_is_a_reset_for_its_destination_whatever_that_does() {
     works(relay.socks);
     relay.at_rest();
 }
+
+#[test]
+fn on_0x81_a_clients_reset_behind_bytes_that_nobody_takes_arrives_after_the_linger() {
+    if skipped_on_0x80() {
+        return;
+    }
+    let relay = Relay::start(&Options::default().both(&["--linger", "2s"]));
+    let before = relay.at_rest();
+    let held = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let deaf = Destination::accept_on([127, 0, 0, 1].into(), {
+        let held = std::sync::Arc::clone(&held);
+        move |stream, _| {
+            small_receive_buffer(&stream);
+            held.lock().unwrap().push(stream);
+        }
+    });
+    let mut stream = socks::open(relay.socks, deaf.address).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    while stream.write(&[7; 64 << 10]).is_ok() {}
+    reset(stream);
+    // Nobody reads, and still nothing is kept.
+    relay.await_as_before(&before, WATCHDOG);
+    let mut kept = held.lock().unwrap().pop().unwrap();
+    assert_eq!(read_to_the_end(&mut kept).1, End::Reset);
+}
