@@ -288,6 +288,9 @@ impl InterServer {
     pub(super) fn retry(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.relay.flows.get(flow) else { return };
         if here.extra.retried {
+            if self.protocol.has_streams() {
+                return self.answer_refused(core, flow, Reply::GeneralFailure);
+            }
             let _lost = self.relay.give_up(core, flow, Why::Broken);
             return;
         }

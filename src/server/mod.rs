@@ -276,10 +276,8 @@ impl Server {
             info!("inter-server {host}:{port}: attached");
         }
         let link = link::new(pending.socket, proof, pending.outbox, core.now());
-        let tunnel = self.relay.add_tunnel(core, link, pending.peer);
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
-        }
+        let tunnel = self.relay.add_tunnel(core, link, pending.peer, rest);
+        self.work_on(core, tunnel);
     }
 
     fn pending_failed(&mut self, core: &mut Core, key: Key, why: &dyn std::fmt::Display) {
@@ -315,6 +313,11 @@ impl Server {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
