@@ -17,6 +17,7 @@
 
 mod ends;
 mod flows;
+mod leaving;
 mod tunnels;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
+use self::leaving::Leaving;
 use crate::limits;
 use crate::link::{Handle, LINK_TIMER, Link, Pressure, Why};
 use crate::outbox::Outbox;
@@ -164,6 +166,8 @@ pub struct Relay<E> {
     pub flows: GenSlab<Flow<E>>,
     side: Side,
     patience: Patience,
+    /// Tunnels that are over, whose peers are being told why.
+    leaving: Leaving,
     /// Idle tunnels, the one used last at the end.
     idle: Vec<Key>,
     dirty_tunnels: Vec<Key>,
@@ -187,6 +191,7 @@ impl<E> Relay<E> {
             flows: GenSlab::default(),
             side,
             patience,
+            leaving: Leaving::default(),
             idle: Vec::new(),
             dirty_tunnels: Vec::new(),
             dirty_flows: Vec::new(),
