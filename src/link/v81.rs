@@ -58,6 +58,8 @@ pub(super) struct V81 {
     queue: VecDeque<(u32, Item)>,
     /// Bytes of payload in it.
     queued: usize,
+    /// How many at its front hold a slot only if they may.
+    settled: usize,
     /// What waits for its stream's credit.
     stalled: HashMap<u32, VecDeque<Item>>,
     outbox: Outbox,
@@ -78,6 +80,18 @@ enum Item {
     Reset,
 }
 
+impl Item {
+    fn let_go_of_slot(&mut self, low: bool) {
+        if let Self::Data(chunk) = self
+            && chunk.holds_slot()
+            && (low || chunk.len() <= limits::SLOT_BYTES / 2)
+        {
+            let here = std::mem::take(chunk);
+            *chunk = here.into_heap();
+        }
+    }
+}
+
 impl V81 {
     /// A link over an authenticated tunnel. `outbox` holds what the login has still to send.
     pub(super) fn new(socket: Key, proof: Authenticated, outbox: Outbox, now: Time) -> Self {
@@ -90,6 +104,7 @@ impl V81 {
             writer,
             queue: VecDeque::new(),
             queued: 0,
+            settled: 0,
             stalled: HashMap::new(),
             bytes_out: outbox.bytes() as u64,
             outbox,
@@ -110,9 +125,10 @@ impl V81 {
         }
     }
 
-    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it.
-    fn put(&mut self, stream: u32, item: Item) {
+    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it: without a slot, as that may be for long.
+    fn put(&mut self, stream: u32, mut item: Item) {
         if let Some(items) = self.stalled.get_mut(&stream) {
+            item.let_go_of_slot(true);
             items.push_back(item);
         } else if let Some(rest) = self.put_within_credit(stream, item) {
             self.stalled.insert(stream, VecDeque::from([rest]));
@@ -164,6 +180,7 @@ impl V81 {
                     continue;
                 }
             } else if let Some((stream, item)) = self.queue.pop_front() {
+                self.settled = self.settled.saturating_sub(1);
                 self.seal_item(stream, item, &mut gathered);
                 if gathered.len() < GATHERED {
                     continue;
@@ -242,6 +259,17 @@ impl V81 {
     fn push(&mut self, chunk: Chunk) {
         self.bytes_out += chunk.len() as u64;
         self.outbox.push(chunk);
+    }
+
+    /// Copies out what waits and should not hold a slot meanwhile: two tunnels' ends that both have all their slots full of what they are to
+    /// send would wait for each other for ever.
+    fn let_go_of_slots(&mut self, core: &Core) {
+        let low = core.slots_are_low();
+        let from = if low { 0 } else { self.settled };
+        for (_, item) in self.queue.iter_mut().skip(from) {
+            item.let_go_of_slot(low);
+        }
+        self.settled = self.queue.len();
     }
 
     fn drop_queued(&mut self, stream: u32) {
@@ -429,6 +457,7 @@ impl Link for V81 {
     fn flush(&mut self, core: &mut Core, tunnel: Key) {
         self.seal_queue();
         self.outbox.flush(core, self.socket);
+        self.let_go_of_slots(core);
         self.set_timer(core, tunnel);
     }
 
