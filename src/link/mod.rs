@@ -145,8 +145,8 @@ pub enum Pressure {
 pub struct Due {
     /// Flows that nothing at all has answered: to be given up.
     pub unanswered: Vec<Key>,
-    /// The other end is dead: the tunnel is lost.
-    pub is_dead: bool,
+    /// The tunnel is lost, for this reason.
+    pub lost: Option<&'static str>,
 }
 
 /// A tunnel's wire, whichever version it speaks.

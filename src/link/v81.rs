@@ -443,7 +443,7 @@ impl Link for V81 {
 
     fn last_word(&mut self, fault: &LinkFault) -> bool {
         let code = match fault {
-            LinkFault::Rule(_) => goaway::FAULT,
+            LinkFault::Rule(fault) => fault.code(),
             LinkFault::Withdrawn => goaway::KEY,
             // What does not verify is not answered.
             _ => return false,
@@ -498,7 +498,11 @@ impl Link for V81 {
         match self.check(now) {
             Check::Wait(_) => {}
             Check::Ping => self.ping(now),
-            Check::Dead => return Due { unanswered: Vec::new(), is_dead: true },
+            Check::Dead => {
+                let is_slow = self.input.part_since().is_some_and(|since| now >= since + limits::RECORD_TIME);
+                let why = if is_slow { "a record was not whole in time" } else { "no sign of life from the other end" };
+                return Due { unanswered: Vec::new(), lost: Some(why) };
+            }
         }
         Due::default()
     }

@@ -32,6 +32,7 @@ use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{ExitLogin, Progress, Proof, Protocol};
 use crate::protocol::socks5::Target;
+use crate::protocol::v81::handshake::curve_operations;
 use crate::relay::{Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -100,6 +101,7 @@ pub struct Server {
     pending: GenSlab<Pending>,
     /// What `balance` saw last: tunnels, idle ones, pending ones.
     balanced: Option<(usize, usize, usize)>,
+    logins_refused: u64,
     stopping: bool,
     stopped: bool,
 }
@@ -123,6 +125,7 @@ impl Server {
             settings,
             pending: GenSlab::default(),
             balanced: None,
+            logins_refused: 0,
             stopping: false,
             stopped: false,
         }
@@ -233,6 +236,7 @@ impl Server {
             Event::Received { what: Incoming::End, .. } => {
                 let Some(pending) = self.pending.get(key) else { return };
                 let why = pending.login.as_ref().map_or_else(|| "closed".to_owned(), ExitLogin::closed);
+                self.logins_refused += 1;
                 self.pending_failed(core, key, &why);
             }
             Event::Received { what: Incoming::Failed(error), .. } => self.pending_failed(core, key, &error),
@@ -262,7 +266,10 @@ impl Server {
                 core.receive(pending.socket);
             }
             Ok(Progress::Done(proof)) => self.on_authenticated(core, key, proof, input),
-            Err(error) => self.pending_failed(core, key, &error),
+            Err(error) => {
+                self.logins_refused += 1;
+                self.pending_failed(core, key, &error);
+            }
         }
     }
 
@@ -303,8 +310,8 @@ impl Server {
                 }
             }
             Event::Timer { what, .. } => {
-                if self.relay.on_tunnel_timer(core, tunnel, what) {
-                    self.end_tunnel(core, tunnel, &"only dropped requests were left on it");
+                if let Some(why) = self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, &why);
                 }
             }
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
@@ -337,7 +344,15 @@ impl Server {
 
     fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
         let lost = self.relay.end_faulty(core, tunnel, fault);
+        let peer = lost.as_ref().map(|lost| lost.peer);
         self.after_loss(core, lost, fault);
+        if let Some(peer) = peer
+            && self.protocol.has_streams()
+            && !self.stopping
+        {
+            // An inter-server that breaks rules, or refuses us, must not have us dial as fast as it can do so.
+            self.back_off(core, peer, fault);
+        }
     }
 
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
@@ -536,6 +551,8 @@ impl Role for Server {
     fn state(&self, state: &mut State) {
         self.relay.state(state);
         state.tunnels_pending = self.pending.len() as u64;
+        state.logins_refused = self.logins_refused;
+        state.curve_operations = curve_operations();
     }
 
     fn is_finished(&self) -> bool {
