@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rand::RngExt;
 use tracing::{debug, warn};
 
 use super::placing::Waiting;
-use super::{InterServer, ListenerKind};
+use super::{InterServer, LOGINS, ListenerKind};
 use crate::limits;
 use crate::outbox::Outbox;
 use crate::protocol::login::{EntryLogin, Progress};
@@ -18,9 +19,6 @@ use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{NameError, ToControl};
 use crate::shard::slab::Key;
 use crate::shard::timers::TimerId;
-
-/// How long a refused client has to read its answer before the connection is closed under it.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection on its way to become a tunnel or a flow.
 #[derive(Debug)]
@@ -69,7 +67,7 @@ impl InterServer {
         });
         self.count(core, key, None, unproven);
         core.set_owner(socket, Owner::Pending(key));
-        core.receive_at_most(socket, limits::EARLY);
+        core.receive_at_most(socket, if unproven == Some(Unproven::Server) { limits::LOGIN_BYTES } else { limits::EARLY });
     }
 
     /// Takes an arrival to its next stage.
@@ -89,8 +87,8 @@ impl InterServer {
         }
     }
 
-    /// Counts an arrival against another bound. Above it the oldest goes, so that no number of silent connections keeps a genuine
-    /// one out.
+    /// Counts an arrival against another bound. Above it a random older one goes, so that no number of silent connections keeps a genuine
+    /// one out: were it the oldest, a steady stream of them would, as soon as a login takes longer than it takes them to come.
     fn count(&mut self, core: &mut Core, key: Key, before: Option<Unproven>, after: Option<Unproven>) {
         if let Some(before) = before {
             self.crowd(before).count -= 1;
@@ -98,21 +96,29 @@ impl InterServer {
         let Some(after) = after else { return };
         let crowd = self.crowd(after);
         crowd.count += 1;
-        crowd.order.push_back(key);
-        loop {
-            let crowd = self.crowd(after);
-            let too_many = crowd.count > limits::UNAUTHENTICATED_MAX;
-            let Some(&oldest) = crowd.order.front() else { return };
-            let is_there = self.arriving.get(oldest).is_some_and(|arriving| arriving.stage.unproven() == Some(after));
-            if is_there && !too_many {
-                return;
-            }
-            self.crowd(after).order.pop_front();
-            if is_there {
-                debug!("closed the oldest of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
-                self.drop_arrival(core, oldest, Closing::Reset);
+        crowd.members.push(key);
+        if crowd.members.len() > 2 * limits::UNAUTHENTICATED_MAX {
+            let mut members = std::mem::take(&mut crowd.members);
+            members.retain(|&member| self.is_one_of(member, after));
+            self.crowd(after).members = members;
+        }
+        while self.crowd(after).count > limits::UNAUTHENTICATED_MAX {
+            let members = &mut self.crowd(after).members;
+            // The new one stands last.
+            let at = core.rng().random_range(0..members.len() - 1);
+            let before_last = members.len() - 2;
+            members.swap(at, before_last);
+            let chosen = members.remove(before_last);
+            if self.is_one_of(chosen, after) {
+                debug!("closed one of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
+                self.drop_arrival(core, chosen, Closing::Reset);
             }
         }
+    }
+
+    /// Whether it is there, and still of this kind.
+    fn is_one_of(&self, key: Key, kind: Unproven) -> bool {
+        self.arriving.get(key).is_some_and(|arriving| arriving.stage.unproven() == Some(kind))
     }
 
     fn may_log_in(&self, peer: Option<SocketAddr>) -> bool {
@@ -170,7 +176,7 @@ impl InterServer {
         self.decide(core, key, bytes[0]);
         let Some(arriving) = self.arriving.get_mut(key) else { return };
         match &mut arriving.stage {
-            Stage::Server(_) => self.on_server_bytes(core, key, bytes),
+            Stage::Server(_) => self.on_login_bytes(core, key, bytes),
             Stage::Client(_) => self.on_client_bytes(core, key, bytes),
             Stage::Leaving => core.receive(arriving.socket),
             // Nothing is received meanwhile.
@@ -199,6 +205,30 @@ impl InterServer {
 
     // ---- servers
 
+    /// At most so many logins are worked on in one turn: what comes beyond that waits for the next, in order.
+    fn on_login_bytes(&mut self, core: &mut Core, key: Key, bytes: &[u8]) {
+        let Some(Arriving { stage: Stage::Server(Some(login)), .. }) = self.arriving.get(key) else { return };
+        if !login.is_costly() {
+            self.on_server_bytes(core, key, bytes);
+        } else if self.logins.is_full() {
+            self.logins.later.push_back((key, bytes.to_vec()));
+            if self.logins.timer.is_none() {
+                self.logins.timer = Some(core.set_timer(Duration::ZERO, Owner::Role, LOGINS));
+            }
+        } else {
+            self.logins.this_turn += 1;
+            self.on_server_bytes(core, key, bytes);
+        }
+    }
+
+    /// Another turn: those that had to wait come first.
+    pub(super) fn on_logins(&mut self, core: &mut Core) {
+        self.logins.timer = None;
+        for (key, bytes) in std::mem::take(&mut self.logins.later) {
+            self.on_login_bytes(core, key, &bytes);
+        }
+    }
+
     fn on_server_bytes(&mut self, core: &mut Core, key: Key, bytes: &[u8]) {
         let Some(arriving) = self.arriving.get_mut(key) else { return };
         let Stage::Server(login) = &mut arriving.stage else { return };
@@ -211,7 +241,7 @@ impl InterServer {
         match progress {
             Ok(Progress::More(login)) => {
                 arriving.stage = Stage::Server(Some(Box::new(login)));
-                core.receive_at_most(arriving.socket, limits::EARLY);
+                core.receive_at_most(arriving.socket, limits::LOGIN_BYTES);
             }
             Ok(Progress::Done(proof)) => {
                 let Some(Arriving { socket, peer, outbox, .. }) = self.take_arrival(core, key) else { return };
@@ -221,6 +251,7 @@ impl InterServer {
             }
             Err(error) => {
                 warn!("server at {}: {error}", Peer(arriving.peer));
+                self.logins.refused += 1;
                 self.drop_arrival(core, key, Closing::Graceful);
             }
         }
@@ -304,7 +335,7 @@ impl InterServer {
         self.set_stage(core, key, Stage::Leaving);
         let Some(arriving) = self.arriving.get_mut(key) else { return };
         core.cancel_timer(&mut arriving.timer);
-        arriving.timer = Some(core.set_timer(FAREWELL, Owner::Pending(key), 0));
+        arriving.timer = Some(core.set_timer(limits::FAREWELL, Owner::Pending(key), 0));
         arriving.outbox.finish();
         arriving.outbox.flush(core, arriving.socket);
         core.receive_at_most(arriving.socket, limits::EARLY);
@@ -341,6 +372,27 @@ impl Stage {
     }
 }
 
+/// Logins of servers: how much of a turn they have taken, and who waits for the next.
+#[derive(Debug, Default)]
+pub(super) struct Logins {
+    /// Set while somebody waits.
+    timer: Option<TimerId>,
+    later: VecDeque<(Key, Vec<u8>)>,
+    this_turn: usize,
+    pub(super) refused: u64,
+}
+
+impl Logins {
+    const fn is_full(&self) -> bool {
+        self.this_turn >= limits::LOGINS_PER_TURN
+    }
+
+    /// A turn has ended.
+    pub(super) const fn next_turn(&mut self) {
+        self.this_turn = 0;
+    }
+}
+
 /// The two kinds of connections that are bounded apart, so that neither crowds out the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unproven {
@@ -348,10 +400,10 @@ enum Unproven {
     Client,
 }
 
-/// The unproven connections of one kind, oldest first. Keys of those that have become something else are passed over.
+/// The unproven connections of one kind, the newest last. Keys of those that have become something else are passed over.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
-    order: VecDeque<Key>,
+    members: Vec<Key>,
     pub(super) count: usize,
 }
 

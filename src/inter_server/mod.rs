@@ -8,7 +8,7 @@
 //!
 //! What always holds between turns:
 //! * a connection that has not proven or asked anything has a timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] of each
-//!   kind: above that the oldest goes;
+//!   kind: above that a random older one goes;
 //! * a client that waits is in `waiting` until it is placed, handed to another shard, or told that there is no tunnel;
 //! * after [`Message::Stop`] nothing is accepted.
 
@@ -24,7 +24,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
-use self::arrivals::{Arriving, Crowd};
+use self::arrivals::{Arriving, Crowd, Logins};
 use self::placing::Waiting;
 use crate::dial::DialTarget;
 use crate::limits;
@@ -33,7 +33,7 @@ use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{Proof, Protocol};
 use crate::protocol::socks5::{self, Credentials, Reply, Target};
-use crate::protocol::v81::handshake::Keys;
+use crate::protocol::v81::handshake::{Keys, curve_operations};
 use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -93,6 +93,8 @@ const HOLD: u8 = FIRST_ROLE_TIMER;
 /// The role's timers: look at the tunnels; the end of the grace time.
 const LOOK: u8 = 0;
 const GRACE: u8 = 1;
+/// … another turn for the logins that wait for one.
+const LOGINS: u8 = 2;
 
 /// What the entry keeps with a flow.
 #[derive(Debug)]
@@ -121,6 +123,7 @@ pub struct InterServer {
     /// Arrivals that could still be anybody.
     unproven_servers: Crowd,
     unproven_clients: Crowd,
+    logins: Logins,
     waiting: GenSlab<Waiting>,
     /// Who waits, in order. Keys of those that are gone are passed over.
     waiting_order: VecDeque<Key>,
@@ -148,6 +151,7 @@ impl InterServer {
             arriving: GenSlab::default(),
             unproven_servers: Crowd::default(),
             unproven_clients: Crowd::default(),
+            logins: Logins::default(),
             waiting: GenSlab::default(),
             waiting_order: VecDeque::new(),
             try_placing: false,
@@ -181,16 +185,14 @@ impl InterServer {
         }
         let link = link::new(socket, proof, outbox, core.now());
         let name = link.name().cloned();
-        let tunnel = self.relay.add_tunnel(core, link, 0);
+        let tunnel = self.relay.add_tunnel(core, link, 0, rest);
         if let Some(name) = name {
             self.on_login(core, &name, Some(tunnel));
             for shard in (0..core.board().shards()).filter(|&shard| shard != core.index()) {
                 core.tell(shard, Message::Login { name: name.clone() });
             }
         }
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
-        }
+        self.work_on(core, tunnel);
     }
 
     /// Somebody has logged in under this name: its other tunnels may be those of a server that is gone, and have to show that they are not.
@@ -229,8 +231,8 @@ impl InterServer {
                 }
             }
             Event::Timer { what, .. } => {
-                if self.relay.on_tunnel_timer(core, tunnel, what) {
-                    self.end_tunnel(core, tunnel, Closing::Reset, &"only dropped replies were left on it");
+                if let Some(why) = self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, Closing::Reset, &why);
                 }
             }
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
@@ -239,6 +241,11 @@ impl InterServer {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
@@ -258,6 +265,9 @@ impl InterServer {
     }
 
     fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
+        if let Some(name) = self.relay.tunnels.get(tunnel).and_then(|here| here.link.name()) {
+            warn!("server {name}: a tunnel has ended: {fault}");
+        }
         let lost = self.relay.end_faulty(core, tunnel, fault);
         self.after_loss(core, lost, fault);
     }
@@ -300,10 +310,13 @@ impl InterServer {
 
     fn on_role_timer(&mut self, core: &mut Core, event: Event) {
         let Event::Timer { what, .. } = event else { return };
-        if what == LOOK {
+        if what == LOGINS {
+            self.on_logins(core);
+        } else if what == LOOK {
             for tunnel in self.relay.lost_tunnels(core) {
                 self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
             }
+            self.relay.look_at_flows(core);
             for flow in self.relay.lost_openings(core) {
                 let _lost = self.relay.give_up(core, flow, Why::Cancelled);
             }
@@ -376,6 +389,7 @@ impl Role for InterServer {
     }
 
     fn flush(&mut self, core: &mut Core) {
+        self.logins.next_turn();
         if std::mem::take(&mut self.try_placing) | self.relay.take_openings() {
             self.place_waiting(core);
         }
@@ -391,6 +405,8 @@ impl Role for InterServer {
         self.relay.state(state);
         let servers = self.unproven_servers.count;
         state.tunnels_pending = servers as u64;
+        state.logins_refused = self.logins.refused;
+        state.curve_operations = curve_operations();
         state.clients_pending = (self.arriving.len() - servers + self.waiting.len()) as u64;
     }
 

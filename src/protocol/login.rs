@@ -195,6 +195,15 @@ impl EntryLogin {
         })
     }
 
+    /// Whether the next bytes may be a login message, whose answer costs Diffie–Hellman.
+    #[must_use]
+    pub fn is_costly(&self) -> bool {
+        match self {
+            Self::V80(..) => false,
+            Self::V81(handshake) => handshake.awaits_login(),
+        }
+    }
+
     /// What it waits for, for the log.
     #[must_use]
     pub fn awaits(&self) -> &'static str {

@@ -245,6 +245,20 @@ impl<E> Relay<E> {
         }
     }
 
+    /// To be called every few seconds: a side that does not read may hold its window, but no slots, and may keep a reset from its connection
+    /// only as long as a half-open flow may stand still.
+    pub fn look_at_flows(&mut self, core: &mut Core) {
+        for flow in self.flows.values_mut() {
+            flow.outbox.look();
+        }
+        for tunnel in self.tunnels.keys() {
+            if let Some(place) = self.tunnels.get_mut(tunnel) {
+                place.link.give_up_stalled(core.now(), self.patience.linger);
+            }
+            self.touch(core, tunnel);
+        }
+    }
+
     pub(super) fn unblock(&mut self, core: &mut Core, tunnel: Key) {
         let Some(place) = self.tunnels.get_mut(tunnel) else { return };
         place.link.unblock();

@@ -32,6 +32,7 @@ use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{ExitLogin, Progress, Proof, Protocol};
 use crate::protocol::socks5::Target;
+use crate::protocol::v81::handshake::curve_operations;
 use crate::relay::{Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -100,6 +101,7 @@ pub struct Server {
     pending: GenSlab<Pending>,
     /// What `balance` saw last: tunnels, idle ones, pending ones.
     balanced: Option<(usize, usize, usize)>,
+    logins_refused: u64,
     stopping: bool,
     stopped: bool,
 }
@@ -123,6 +125,7 @@ impl Server {
             settings,
             pending: GenSlab::default(),
             balanced: None,
+            logins_refused: 0,
             stopping: false,
             stopped: false,
         }
@@ -233,6 +236,7 @@ impl Server {
             Event::Received { what: Incoming::End, .. } => {
                 let Some(pending) = self.pending.get(key) else { return };
                 let why = pending.login.as_ref().map_or_else(|| "closed".to_owned(), ExitLogin::closed);
+                self.logins_refused += 1;
                 self.pending_failed(core, key, &why);
             }
             Event::Received { what: Incoming::Failed(error), .. } => self.pending_failed(core, key, &error),
@@ -262,7 +266,10 @@ impl Server {
                 core.receive(pending.socket);
             }
             Ok(Progress::Done(proof)) => self.on_authenticated(core, key, proof, input),
-            Err(error) => self.pending_failed(core, key, &error),
+            Err(error) => {
+                self.logins_refused += 1;
+                self.pending_failed(core, key, &error);
+            }
         }
     }
 
@@ -276,10 +283,8 @@ impl Server {
             info!("inter-server {host}:{port}: attached");
         }
         let link = link::new(pending.socket, proof, pending.outbox, core.now());
-        let tunnel = self.relay.add_tunnel(core, link, pending.peer);
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
-        }
+        let tunnel = self.relay.add_tunnel(core, link, pending.peer, rest);
+        self.work_on(core, tunnel);
     }
 
     fn pending_failed(&mut self, core: &mut Core, key: Key, why: &dyn std::fmt::Display) {
@@ -305,8 +310,8 @@ impl Server {
                 }
             }
             Event::Timer { what, .. } => {
-                if self.relay.on_tunnel_timer(core, tunnel, what) {
-                    self.end_tunnel(core, tunnel, &"only dropped requests were left on it");
+                if let Some(why) = self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, &why);
                 }
             }
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
@@ -315,6 +320,11 @@ impl Server {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
@@ -334,7 +344,15 @@ impl Server {
 
     fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
         let lost = self.relay.end_faulty(core, tunnel, fault);
+        let peer = lost.as_ref().map(|lost| lost.peer);
         self.after_loss(core, lost, fault);
+        if let Some(peer) = peer
+            && self.protocol.has_streams()
+            && !self.stopping
+        {
+            // An inter-server that breaks rules, or refuses us, must not have us dial as fast as it can do so.
+            self.back_off(core, peer, fault);
+        }
     }
 
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
@@ -361,7 +379,8 @@ impl Server {
     // ---- flows
 
     fn open(&mut self, core: &mut Core, tunnel: Key, handle: Handle, target: Target) {
-        let begun = if self.stopping { Err(Fault::General) } else { self.openings.begin(core, target) };
+        // On 0x81 those that cross our GOAWAY are served as any other: its answer is what ends them.
+        let begun = if self.stopping && !self.protocol.has_streams() { Err(Fault::General) } else { self.openings.begin(core, target) };
         match begun {
             Ok(opening) => {
                 let flow = self.relay.accept_flow(core, tunnel, handle, opening);
@@ -406,6 +425,7 @@ impl Server {
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
+                self.relay.look_at_flows(core);
                 core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {
@@ -533,6 +553,8 @@ impl Role for Server {
     fn state(&self, state: &mut State) {
         self.relay.state(state);
         state.tunnels_pending = self.pending.len() as u64;
+        state.logins_refused = self.logins_refused;
+        state.curve_operations = curve_operations();
     }
 
     fn is_finished(&self) -> bool {

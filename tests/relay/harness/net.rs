@@ -61,6 +61,17 @@ pub(crate) fn reset_when_closed(stream: &TcpStream) {
     SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
+/// Bytes that the other end's kernel has not acknowledged.
+pub(crate) fn unsent(stream: &TcpStream) -> u64 {
+    let ends = [stream.local_addr().unwrap(), stream.peer_addr().unwrap()].map(|end| format!(":{:04X}", end.port()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table
+        .lines()
+        .map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>())
+        .find(|fields| fields.len() > 3 && fields[0].ends_with(&ends[0]) && fields[1].ends_with(&ends[1]));
+    line.map_or(0, |fields| u64::from_str_radix(fields[3].split(':').next().unwrap(), 16).unwrap())
+}
+
 /// Makes the kernel take few bytes for us when we do not read. Not fewer than a segment of loopback: a window below that is given in
 /// drips by timers.
 pub(crate) fn small_receive_buffer(stream: &TcpStream) {
