@@ -245,11 +245,20 @@ impl<E> Relay<E> {
         }
     }
 
-    /// To be called every few seconds: a side that does not read may hold its window, but no slots, and may keep a reset from its connection
-    /// only as long as a half-open flow may stand still.
+    /// To be called every few seconds: a side that does not read may hold its window, but no slots, and may keep the other's reset from
+    /// its connection only as long as a half-open flow may stand still. That reset may be in the link, or not even read.
     pub fn look_at_flows(&mut self, core: &mut Core) {
-        for flow in self.flows.values_mut() {
+        let mut lost = Vec::new();
+        for (key, flow) in self.flows.iter_mut() {
             flow.outbox.look();
+            let stands_still = flow.reading == Reading::WaitingForCredit && core.now().since(flow.last_progress) >= self.patience.linger;
+            if stands_still && flow.socket.is_some_and(|socket| core.is_lost(socket)) {
+                lost.push(key);
+            }
+        }
+        for flow in lost {
+            debug!(flow = ?flow, "ended: its connection failed while it waited for credit");
+            let _told = self.give_up(core, flow, Why::NoProgress);
         }
         for tunnel in self.tunnels.keys() {
             if let Some(place) = self.tunnels.get_mut(tunnel) {

@@ -112,9 +112,11 @@ impl<T> GenSlab<T> {
         self.values.iter().map(|(index, value)| (self.key(index), &**value))
     }
 
-    /// All values, to be changed, by place.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.values.iter_mut().map(|(_, value)| &mut **value)
+    /// The same, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
+        let generations = &self.generations;
+        let key = |index: usize| Key { index: u32::try_from(index).expect("fewer than 2^32 values"), generation: generations[index] };
+        self.values.iter_mut().map(move |(index, value)| (key(index), &mut **value))
     }
 
     /// The keys of all values, by place.
