@@ -139,6 +139,8 @@ fn without_an_exit_a_client_is_told_at_once_also_when_the_last_one_has_just_gone
     }
     let mut relay = Relay::start(&Options::v81());
     relay.exit.kill();
+    // One that had been given a tunnel would wait for the next, for the time of --wait-for-tunnel.
+    relay.entry.await_state("no tunnel", |s| s.tunnels == 0);
     let refusal = within("an answer with the exit gone", PROMPTLY, || socks::open(relay.socks, Origin::new().address())).unwrap_err();
     assert!(matches!(refusal, socks::Refusal::Reply(1)), "{refusal}");
 }
@@ -160,7 +162,8 @@ fn a_flow_whose_exit_dies_is_answered_if_it_was_not_and_reset_if_it_was() {
     relay.exit.await_state("all flows", |s| s.flows == 7);
     relay.exit.kill();
     for stream in asking.iter_mut().chain(&mut talked) {
-        assert_eq!(within("an answer", 2 * PROMPTLY, || read_reply(stream)).unwrap(), 1);
+        // Those that have sent nothing wait for the next tunnel first, for 5 s.
+        assert_eq!(within("an answer", 3 * PROMPTLY, || read_reply(stream)).unwrap(), 1);
     }
     for stream in [&mut echo, &mut quiet] {
         let (rest, end) = read_to_the_end(stream);
