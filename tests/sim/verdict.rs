@@ -185,7 +185,15 @@ fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Rec
 
 /// What of a state must be as it was. `grows` and sums do not count; slots are compared by themselves.
 pub(crate) fn resting(state: &State) -> State {
-    State { stale_completions: 0, handed_over: 0, bytes_from_tunnels: 0, bytes_to_tunnels: 0, ..state.clone() }
+    State {
+        stale_completions: 0,
+        handed_over: 0,
+        logins_refused: 0,
+        curve_operations: 0,
+        bytes_from_tunnels: 0,
+        bytes_to_tunnels: 0,
+        ..state.clone()
+    }
 }
 
 /// Whether nothing of any flow is left.
