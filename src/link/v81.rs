@@ -23,7 +23,7 @@ use tracing::debug;
 use self::input::Input;
 use self::liveness::{Check, Liveness};
 use super::{Busy, Due, Handle, LINK_TIMER, Link, LinkEvent, LinkFault, Pressure, Reset, Why};
-use crate::limits::{self, SLOT_BYTES};
+use crate::limits;
 use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
 use crate::protocol::v81::frame::goaway;
@@ -58,6 +58,8 @@ pub(super) struct V81 {
     queue: VecDeque<(u32, Item)>,
     /// Bytes of payload in it.
     queued: usize,
+    /// How many at its front hold a slot only if they may.
+    settled: usize,
     /// What waits for its stream's credit.
     stalled: HashMap<u32, VecDeque<Item>>,
     outbox: Outbox,
@@ -80,11 +82,13 @@ enum Item {
 }
 
 impl Item {
-    /// The same, of the heap.
-    fn without_slot(self) -> Self {
-        match self {
-            Self::Data(chunk) => Self::Data(chunk.into_heap()),
-            item => item,
+    fn let_go_of_slot(&mut self, low: bool) {
+        if let Self::Data(chunk) = self
+            && chunk.holds_slot()
+            && (low || chunk.len() <= limits::SLOT_BYTES / 2)
+        {
+            let here = std::mem::take(chunk);
+            *chunk = here.into_heap();
         }
     }
 }
@@ -101,6 +105,7 @@ impl V81 {
             writer,
             queue: VecDeque::new(),
             queued: 0,
+            settled: 0,
             stalled: HashMap::new(),
             bytes_out: outbox.bytes() as u64,
             outbox,
@@ -121,10 +126,11 @@ impl V81 {
         }
     }
 
-    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it.
-    fn put(&mut self, stream: u32, item: Item) {
+    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it: without a slot, as that may be for long.
+    fn put(&mut self, stream: u32, mut item: Item) {
         if let Some(items) = self.stalled.get_mut(&stream) {
-            items.push_back(item.without_slot());
+            item.let_go_of_slot(true);
+            items.push_back(item);
         } else if let Some(rest) = self.put_within_credit(stream, item) {
             self.stalled.insert(stream, VecDeque::from([rest]));
         }
@@ -175,6 +181,7 @@ impl V81 {
                     continue;
                 }
             } else if let Some((stream, item)) = self.queue.pop_front() {
+                self.settled = self.settled.saturating_sub(1);
                 self.seal_item(stream, item, &mut gathered);
                 if gathered.len() < GATHERED {
                     continue;
@@ -255,17 +262,15 @@ impl V81 {
         self.outbox.push(chunk);
     }
 
-    /// What waits for its turn holds no slot that others could receive into, unless it fills most of it and there are plenty.
+    /// Copies out what waits and should not hold a slot meanwhile: two tunnels' ends that both have all their slots full of what they are to
+    /// send would wait for each other for ever.
     fn let_go_of_slots(&mut self, core: &Core) {
         let low = core.slots_are_low();
-        for (_, item) in &mut self.queue {
-            if let Item::Data(chunk) = item
-                && chunk.holds_slot()
-                && (low || chunk.len() <= SLOT_BYTES / 2)
-            {
-                *chunk = std::mem::take(chunk).into_heap();
-            }
+        let from = if low { 0 } else { self.settled };
+        for (_, item) in self.queue.iter_mut().skip(from) {
+            item.let_go_of_slot(low);
         }
+        self.settled = self.queue.len();
     }
 
     fn drop_queued(&mut self, stream: u32) {

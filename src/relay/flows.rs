@@ -146,6 +146,8 @@ impl<E> Relay<E> {
         let here = self.flows.get_mut(flow)?;
         here.reading = Reading::Off;
         match what {
+            // How it ends is known already, and may be told as a plain end now.
+            Incoming::End | Incoming::Failed(_) if here.is_broken => self.give_up(core, flow, Why::Broken),
             Incoming::Data(chunk) => {
                 if !here.is_deaf {
                     here.last_progress = core.now();
@@ -190,7 +192,7 @@ impl<E> Relay<E> {
             }
             Err(error) => {
                 debug!(flow = ?flow, %error, "connection failed");
-                self.give_up(core, flow, Why::Broken)
+                if self.hear_out(core, flow).is_some() { None } else { self.give_up(core, flow, Why::Broken) }
             }
         }
     }
@@ -215,6 +217,9 @@ impl<E> Relay<E> {
     pub(super) fn on_data(&mut self, core: &mut Core, tunnel: Key, flow: Key, chunk: Chunk) {
         let Some(here) = self.flows.get_mut(flow) else { return };
         here.has_received = true;
+        if here.is_broken {
+            return;
+        }
         here.last_progress = core.now();
         self.held += chunk.len();
         here.outbox.push(chunk);
@@ -326,6 +331,7 @@ impl<E> Flow<E> {
             peer_end: false,
             own_bytes: 0,
             is_cut: false,
+            is_broken: false,
             is_deaf: false,
             blocking_since: None,
             last_progress: now,

@@ -15,13 +15,16 @@ mod ends;
 mod limits;
 mod mixups;
 mod names;
+mod names_at_exit;
 mod outcomes;
 mod policy;
+mod replies;
 mod shards;
 mod sharing;
 mod socks5;
 mod stalls;
 mod stop;
+mod streams;
 mod tunnels;
 mod wire;
 

@@ -79,7 +79,7 @@ fn on_0x81_the_reply_holds_the_address_from_which_the_destination_was_reached() 
     for target in [Target::from(destination.address), ("localhost", destination.address.port()).into()] {
         let mut stream = socks::ask(relay.socks, target).unwrap();
         stream.read_exact(&mut [0; 2]).unwrap();
-        let (code, bound) = socks::read_reply_and_address(&mut stream).unwrap();
+        let (code, bound) = socks::read_answer(&mut stream).unwrap();
         assert_eq!((code, bound), (0, peers.recv_timeout(WATCHDOG).unwrap()));
     }
     relay.at_rest();
