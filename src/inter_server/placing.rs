@@ -232,13 +232,20 @@ impl InterServer {
         let Waiting { socket, peer, mut targets, early, outbox, replied, retried, .. } = waiting;
         let target = targets.remove(0);
         let is_last = targets.is_empty();
-        let client = Box::new(Client { peer, target: target.clone(), others: targets, early, retried });
+        let client = Box::new(Client { peer, target: target.clone(), others: targets.clone(), early, retried });
         let flow = match self.relay.open_flow(core, tunnel, &target, socket, client) {
             Ok(flow) => flow,
             Err((_busy, client)) => {
-                // Not reached: `choose` gives a tunnel only where there is room. If it did, the client must not hang.
-                let waiting = Waiting { replied, ..Waiting::new(socket, peer, vec![target], client.early).with_outbox(outbox) };
-                return self.turn_away(core, waiting);
+                targets.insert(0, target);
+                let mut waiting = Waiting::new(socket, peer, targets, client.early).with_outbox(outbox);
+                (waiting.replied, waiting.retried) = (replied, retried);
+                let can_open = |place: &Tunnel| place.link.can_open(&waiting.targets[0], core.now());
+                if self.relay.tunnels.get(tunnel).is_some_and(can_open) {
+                    // Not reached: there was room. If it were, the client must not go round in circles.
+                    return self.turn_away(core, waiting);
+                }
+                // Its stream ids have run out just now.
+                return self.place(core, waiting);
             }
         };
         self.relay.put_outbox(flow, outbox);

@@ -185,13 +185,21 @@ fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Rec
 
 /// What of a state must be as it was. `grows` and sums do not count; slots are compared by themselves.
 pub(crate) fn resting(state: &State) -> State {
-    State { stale_completions: 0, handed_over: 0, bytes_from_tunnels: 0, bytes_to_tunnels: 0, ..state.clone() }
+    State {
+        stale_completions: 0,
+        handed_over: 0,
+        logins_refused: 0,
+        curve_operations: 0,
+        bytes_from_tunnels: 0,
+        bytes_to_tunnels: 0,
+        ..state.clone()
+    }
 }
 
 /// Whether nothing of any flow is left.
 pub(crate) fn is_empty(state: &State) -> bool {
-    let State { flows, half_open, detached, clients_pending, slots_in_use, parked, .. } = state;
-    [flows, half_open, detached, clients_pending, slots_in_use, parked].iter().all(|count| **count == 0)
+    let State { flows, half_open, held_bytes, detached, clients_pending, slots_in_use, parked, .. } = state;
+    [flows, half_open, held_bytes, detached, clients_pending, slots_in_use, parked].iter().all(|count| **count == 0)
 }
 
 /// Which numbers of two states differ, in one line.
