@@ -106,6 +106,7 @@ impl InterServer {
         let target = waiting.targets.first()?;
         let now = core.now();
         if mutants::on(Mutant::SpareHandedOutTwice)
+            && !self.protocol.has_streams()
             && let Some((key, _)) = self.relay.tunnels.iter().find(|(_, tunnel)| tunnel.link.flows() > 0)
         {
             return Some(key);
@@ -239,13 +240,12 @@ impl InterServer {
                 targets.insert(0, target);
                 let mut waiting = Waiting::new(socket, peer, targets, client.early).with_outbox(outbox);
                 (waiting.replied, waiting.retried) = (replied, retried);
-                let can_open = |place: &Tunnel| place.link.can_open(&waiting.targets[0], core.now());
-                if self.relay.tunnels.get(tunnel).is_some_and(can_open) {
-                    // Not reached: there was room. If it were, the client must not go round in circles.
-                    return self.turn_away(core, waiting);
+                if self.relay.tunnels.get(tunnel).is_some_and(|place| place.link.is_winding()) {
+                    // Its stream ids have run out just now.
+                    return self.place(core, waiting);
                 }
-                // Its stream ids have run out just now.
-                return self.place(core, waiting);
+                // Not reached: there was room. If it were, the client must not hang.
+                return self.turn_away(core, waiting);
             }
         };
         self.relay.put_outbox(flow, outbox);
