@@ -28,7 +28,7 @@ pub enum Mutant {
     CreditOnArrival,
     /// What comes for a stream that is closed is taken for a fault.
     ClosedNotSkipped,
-    /// A stream's FIN goes before the data that waits.
+    /// A stream's FIN goes before the data that waits, and a full queue lets it get there.
     FinOvertakesData,
     /// The peer's GOAWAY is overlooked.
     GoAwayUnanswered,

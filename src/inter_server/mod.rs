@@ -28,7 +28,7 @@ use self::arrivals::{Arriving, Crowd, Logins};
 use self::placing::Waiting;
 use crate::dial::DialTarget;
 use crate::limits;
-use crate::link::{self, LinkFault};
+use crate::link::{self, LinkFault, Why};
 use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{Proof, Protocol};
@@ -322,6 +322,10 @@ impl InterServer {
         } else if what == LOOK {
             for tunnel in self.relay.lost_tunnels(core) {
                 self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
+            }
+            self.relay.look_at_flows(core);
+            for flow in self.relay.lost_openings(core) {
+                let _lost = self.relay.give_up(core, flow, Why::Cancelled);
             }
             core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
         } else {

@@ -78,7 +78,8 @@ pub(super) struct V81 {
 enum Item {
     Data(Chunk),
     Fin,
-    Reset,
+    /// Since when.
+    Reset(Time),
 }
 
 impl Item {
@@ -214,7 +215,7 @@ impl V81 {
                     gathered.extend_from_slice(&header.encode());
                 }
             }
-            Item::Reset => {
+            Item::Reset(_) => {
                 if let Some((header, code)) = self.session.reset_in_order(stream) {
                     gathered.extend_from_slice(&header.encode());
                     gathered.push(code);
@@ -427,15 +428,24 @@ impl Link for V81 {
         false
     }
 
-    fn reset(&mut self, handle: Handle, why: Why, _unfinished: bool, _now: Time) -> Reset {
+    fn reset(&mut self, handle: Handle, why: Why, _unfinished: bool, now: Time) -> Reset {
         let stream = stream(handle);
         if why == Why::Broken {
-            self.put(stream, Item::Reset);
+            self.put(stream, Item::Reset(now));
         } else {
             self.drop_queued(stream);
             self.session.reset(stream, why.code());
         }
         Reset::Told
+    }
+
+    fn give_up_stalled(&mut self, now: Time, patience: Duration) {
+        let is_over = |items: &VecDeque<Item>| matches!(items.back(), Some(Item::Reset(since)) if now.since(*since) >= patience);
+        let over: Vec<u32> = self.stalled.iter().filter(|(_, items)| is_over(items)).map(|(stream, _)| *stream).collect();
+        for stream in over {
+            self.drop_queued(stream);
+            self.session.reset(stream, Why::Broken.code());
+        }
     }
 
     fn on_taken(&mut self, handle: Handle, bytes: usize, now: Time) {
@@ -492,6 +502,11 @@ impl Link for V81 {
 
     fn queued_bytes(&self) -> usize {
         self.queued + self.outbox.bytes()
+    }
+
+    /// A full queue stops the reading of connections, and with that their ends: alone it keeps a FIN from ever meeting data here.
+    fn has_room(&self) -> bool {
+        self.queued_bytes() < limits::QUEUE_BYTES || mutants::on(Mutant::FinOvertakesData)
     }
 
     fn wait_for_room(&mut self, flow: Key) {

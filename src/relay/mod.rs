@@ -127,6 +127,8 @@ pub struct Flow<E> {
     own_bytes: usize,
     /// Given up by the peer or lost with its tunnel: what came before is still written, then its connection is reset.
     is_cut: bool,
+    /// Its connection takes no bytes any more. What it gave before that is still passed on, then the flow is given up.
+    is_broken: bool,
     /// What its connection still sends is dropped; only its end is waited for, so that closing does not destroy what was written.
     is_deaf: bool,
     /// Since when its full outbox has kept the tunnel unread.
@@ -231,6 +233,8 @@ impl<E> Relay<E> {
                 here.is_dirty = false;
                 here.link.flush(core, tunnel);
             }
+            // A stream's last frame is its end: what is on the tunnel may be less now.
+            self.look_at(core, tunnel);
         }
         for flow in std::mem::take(&mut self.dirty_flows) {
             if let Some(here) = self.flows.get_mut(flow) {
@@ -317,6 +321,6 @@ impl<E> Relay<E> {
 impl<E> Flow<E> {
     /// How long the flow may go without progress in its present state.
     const fn limit(&self, patience: &Patience) -> Option<Duration> {
-        if self.own_end || self.peer_end || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
+        if self.own_end || self.peer_end || self.is_broken || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
     }
 }

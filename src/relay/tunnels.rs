@@ -130,6 +130,7 @@ impl<E> Relay<E> {
         };
         let woken = here.link.on_sent(chunk, result, core.now())?;
         here.link.flush(core, tunnel);
+        self.look_at(core, tunnel);
         self.wake(core, woken);
         Ok(())
     }
@@ -301,6 +302,12 @@ impl<E> Relay<E> {
             here.is_dirty = true;
             self.dirty_tunnels.push(tunnel);
         }
+        self.look_at(core, tunnel);
+    }
+
+    /// The same where nothing has been queued.
+    pub(super) fn look_at(&mut self, core: &mut Core, tunnel: Key) {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return };
         let is_idle = here.link.is_idle();
         if is_idle != here.is_idle {
             here.is_idle = is_idle;

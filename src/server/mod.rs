@@ -391,9 +391,8 @@ impl Server {
     // ---- flows
 
     fn open(&mut self, core: &mut Core, tunnel: Key, handle: Handle, target: Target) {
-        // On 0x81 the peer may not have known: what comes before its answer to our GOAWAY is served.
-        let is_late = self.stopping && !self.protocol.has_streams();
-        let begun = if is_late { Err(Fault::General) } else { self.openings.begin(core, target) };
+        // On 0x81 those that cross our GOAWAY are served as any other: its answer is what ends them.
+        let begun = if self.stopping && !self.protocol.has_streams() { Err(Fault::General) } else { self.openings.begin(core, target) };
         match begun {
             Ok(opening) => {
                 let flow = self.relay.accept_flow(core, tunnel, handle, opening);
@@ -438,6 +437,7 @@ impl Server {
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
+                self.relay.look_at_flows(core);
                 core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {
