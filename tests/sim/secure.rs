@@ -7,6 +7,7 @@ use crate::destination::Kind;
 use crate::duplex::{Begin, Finish, Plan};
 use crate::roles::{ENTRY, EXIT, Topology};
 use crate::scenarios::{NEVER_READS, Scene, at};
+use crate::seeds::finish;
 use crate::traffic::{Ending, Pace};
 use crate::world::{Link, MICROSECOND, MILLISECOND, Nanos, SECOND};
 
@@ -189,12 +190,15 @@ fn what_flows_hold_stays_within_the_shards_budget_by_refusing_new_ones_and_then_
     });
     let ended = first.iter().chain(&more).filter(|client| scene.record(**client).ending == Some(Ending::Reset)).count();
     assert!((1..8).contains(&ended), "{ended} of 8 ended");
-    let state = scene.simulation.state(EXIT);
-    if state.held_bytes >= budget as u64 / 4 * 3 {
-        let refused = scene.client(at(2), Plan::send(1_000));
-        scene.simulation.run_for(SECOND);
-        assert_eq!(scene.record(refused).reply, Some(1), "{:?}", scene.record(refused));
-    }
+    let held = scene.simulation.state(EXIT).held_bytes;
+    assert!(held >= budget as u64 / 4 * 3, "{held} bytes of {budget}");
+    let refused = scene.client(at(2), Plan::send(1_000));
+    scene.simulation.run_for(SECOND);
+    assert_eq!(scene.record(refused).reply, Some(1), "{:?}", scene.record(refused));
     // When those are gone, all is as before.
-    scene.simulation.run_for(limits::LINGER.as_secs() * SECOND);
+    scene.simulation.run_for(limits::IDLE_V80.as_secs() * SECOND + 10 * SECOND);
+    let served = scene.client(at(2), Plan::send(100_000));
+    scene.simulation.run_for(SECOND);
+    assert_eq!(scene.record(served).received, 100_000);
+    finish(&scene.simulation);
 }
