@@ -72,7 +72,7 @@ const ECHO: usize = 64;
 /// What one receive takes of a download.
 const BULK: usize = SLOT_DATA;
 /// Room for a whole round on every connection: nothing here is about back-pressure.
-const WIDE: Link = Link { latency: (50 * MICROSECOND, 50 * MICROSECOND), segment: 1 << 17, outbox: 4 << 20, inbox: 4 << 20 };
+const WIDE: Link = Link { latency: (50 * MICROSECOND, 50 * MICROSECOND), segment: 1 << 17, outbox: 4 << 20, inbox: 4 << 20, rate: None };
 /// As many slots as a turn may need: that the real ring lends them in small numbers is the ring's affair.
 const READY: Temper = Temper { posted: 128, ..Temper::CALM };
 /// Simulated time in which anything here comes to pass, with room.

@@ -1,4 +1,4 @@
-//! Ten faults made on purpose. With the cargo feature `mutants` a test switches one on for its thread, and the simulation has to
+//! Faults made on purpose. With the cargo feature `mutants` a test switches one on for its thread, and the simulation has to
 //! notice it; without the feature [`on`] is constantly false and costs nothing.
 
 /// A fault.
@@ -24,11 +24,19 @@ pub enum Mutant {
     SpareHandedOutTwice,
     /// A flow's timer is not cancelled with the flow, and fires for whoever has its place.
     TimerAfterClose,
+    /// A stream's credit is given back as its bytes arrive, not as they leave (0x81, as all below).
+    CreditOnArrival,
+    /// What comes for a stream that is closed is taken for a fault.
+    ClosedNotSkipped,
+    /// A stream's FIN goes before the data that waits, and a full queue lets it get there.
+    FinOvertakesData,
+    /// The peer's GOAWAY is overlooked.
+    GoAwayUnanswered,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::NoGenerationCheck,
         Self::SlotFreedAtSubmit,
         Self::SecondSendInFlight,
@@ -39,6 +47,10 @@ impl Mutant {
         Self::TunnelFreedWithFlow,
         Self::SpareHandedOutTwice,
         Self::TimerAfterClose,
+        Self::CreditOnArrival,
+        Self::ClosedNotSkipped,
+        Self::FinOvertakesData,
+        Self::GoAwayUnanswered,
     ];
 }
 

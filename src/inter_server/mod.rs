@@ -34,7 +34,7 @@ use crate::protocol::Side;
 use crate::protocol::login::{Proof, Protocol};
 use crate::protocol::socks5::{self, Credentials, Reply, Target};
 use crate::protocol::v81::handshake::{Keys, curve_operations};
-use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
+use crate::relay::{Bounds, FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
@@ -160,6 +160,13 @@ impl InterServer {
             stopping: false,
             stopped: false,
         }
+    }
+
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.relay.bounds = bounds;
+        self
     }
 
     // ---- tunnels

@@ -106,6 +106,7 @@ impl InterServer {
         let target = waiting.targets.first()?;
         let now = core.now();
         if mutants::on(Mutant::SpareHandedOutTwice)
+            && !self.protocol.has_streams()
             && let Some((key, _)) = self.relay.tunnels.iter().find(|(_, tunnel)| tunnel.link.flows() > 0)
         {
             return Some(key);
@@ -232,12 +233,18 @@ impl InterServer {
         let Waiting { socket, peer, mut targets, early, outbox, replied, retried, .. } = waiting;
         let target = targets.remove(0);
         let is_last = targets.is_empty();
-        let client = Box::new(Client { peer, target: target.clone(), others: targets, early, retried });
+        let client = Box::new(Client { peer, target: target.clone(), others: targets.clone(), early, retried });
         let flow = match self.relay.open_flow(core, tunnel, &target, socket, client) {
             Ok(flow) => flow,
             Err((_busy, client)) => {
-                // Not reached: `choose` gives a tunnel only where there is room. If it did, the client must not hang.
-                let waiting = Waiting { replied, ..Waiting::new(socket, peer, vec![target], client.early).with_outbox(outbox) };
+                targets.insert(0, target);
+                let mut waiting = Waiting::new(socket, peer, targets, client.early).with_outbox(outbox);
+                (waiting.replied, waiting.retried) = (replied, retried);
+                if self.relay.tunnels.get(tunnel).is_some_and(|place| place.link.is_winding()) {
+                    // Its stream ids have run out just now.
+                    return self.place(core, waiting);
+                }
+                // Not reached: there was room. If it were, the client must not hang.
                 return self.turn_away(core, waiting);
             }
         };

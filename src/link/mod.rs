@@ -155,6 +155,10 @@ pub trait Link: Debug {
     /// The tunnel's socket.
     fn socket(&self) -> Key;
 
+    /// As if that many streams had been opened and closed: for tests of what happens when ids run out.
+    #[doc(hidden)]
+    fn use_ids(&mut self, _ids: u32) {}
+
     /// Whose tunnel it is: the name of the key at the entry (0x81).
     fn name(&self) -> Option<&Arc<str>> {
         None
@@ -211,6 +215,11 @@ pub trait Link: Debug {
 
     /// Bytes of a flow have left towards its connection.
     fn on_taken(&mut self, _handle: Handle, _bytes: usize, _now: Time) {}
+
+    /// Bytes of a flow that have come and not left, as far as the peer has been told; `None`: it is told nothing of the kind.
+    fn held(&self, _handle: Handle) -> Option<usize> {
+        None
+    }
 
     /// The connection of a flow that was attached here is gone (exit).
     fn on_gone(&mut self) {}

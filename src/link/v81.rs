@@ -24,12 +24,13 @@ use self::input::Input;
 use self::liveness::{Check, Liveness};
 use super::{Busy, Due, Handle, LINK_TIMER, Link, LinkEvent, LinkFault, Pressure, Reset, Why};
 use crate::limits;
+use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
-use crate::protocol::v81::frame::goaway;
+use crate::protocol::v81::frame::{goaway, kind};
 use crate::protocol::v81::handshake::Authenticated;
 use crate::protocol::v81::record::{PLAINTEXT_MAX, RecordWriter, TAG};
-use crate::protocol::v81::session::{Incoming, Session};
+use crate::protocol::v81::session::{Fault, Incoming, Session};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Core, Owner};
 use crate::shard::io::Errno;
@@ -128,6 +129,9 @@ impl V81 {
 
     /// Queues what has its credit; what has none waits for it, and everything of the stream behind it: without a slot, as that may be for long.
     fn put(&mut self, stream: u32, mut item: Item) {
+        if matches!(item, Item::Fin) && mutants::on(Mutant::FinOvertakesData) {
+            return self.queue.push_front((stream, item));
+        }
         if let Some(items) = self.stalled.get_mut(&stream) {
             item.let_go_of_slot(true);
             items.push_back(item);
@@ -321,6 +325,10 @@ impl Link for V81 {
         self.socket
     }
 
+    fn use_ids(&mut self, ids: u32) {
+        self.session = self.session.clone().with_ids_used(ids);
+    }
+
     fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
     }
@@ -336,6 +344,12 @@ impl Link for V81 {
 
     fn next_event(&mut self, now: Time) -> Result<Option<LinkEvent>, LinkFault> {
         while let Some((header, range)) = self.input.next_frame()? {
+            if header.kind == kind::GOAWAY && mutants::on(Mutant::GoAwayUnanswered) {
+                continue;
+            }
+            if header.kind == kind::DATA && !self.session.is_open(header.stream) && mutants::on(Mutant::ClosedNotSkipped) {
+                return Err(Fault::NotOpened { kind: header.kind, got: header.stream, last: 0 }.into());
+            }
             let incoming = self.session.handle(header, self.input.payload(range.clone()), since_start(now))?;
             let Some(incoming) = incoming else { continue };
             return Ok(Some(match incoming {
@@ -438,6 +452,11 @@ impl Link for V81 {
         self.session.consumed(stream(handle), u32::try_from(bytes).unwrap_or(u32::MAX), since_start(now));
     }
 
+    fn held(&self, handle: Handle) -> Option<usize> {
+        let stream = stream(handle);
+        self.session.is_open(stream).then(|| self.session.held(stream) as usize)
+    }
+
     fn on_gone(&mut self) {
         self.session.release();
     }
@@ -483,6 +502,11 @@ impl Link for V81 {
 
     fn queued_bytes(&self) -> usize {
         self.queued + self.outbox.bytes()
+    }
+
+    /// A full queue stops the reading of connections, and with that their ends: alone it keeps a FIN from ever meeting data here.
+    fn has_room(&self) -> bool {
+        self.queued_bytes() < limits::QUEUE_BYTES || mutants::on(Mutant::FinOvertakesData)
     }
 
     fn wait_for_room(&mut self, flow: Key) {

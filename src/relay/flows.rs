@@ -8,6 +8,7 @@ use tracing::debug;
 use super::{Flow, Lost, Reading, Relay};
 use crate::limits;
 use crate::link::{Busy, Handle, Why};
+use crate::mutants::{self, Mutant};
 use crate::outbox::Outbox;
 use crate::protocol::socks5::Target;
 use crate::shard::buffers::Chunk;
@@ -208,6 +209,7 @@ impl<E> Relay<E> {
             && let Some(tunnel) = tunnel
             && let Some(place) = self.tunnels.get_mut(tunnel)
             && place.link.has_windows()
+            && !mutants::on(Mutant::CreditOnArrival)
         {
             place.link.on_taken(handle, count - own, core.now());
             self.touch(core, tunnel);
@@ -222,7 +224,19 @@ impl<E> Relay<E> {
         }
         here.last_progress = core.now();
         self.held += chunk.len();
+        if mutants::on(Mutant::CreditOnArrival)
+            && let Some(place) = self.tunnels.get_mut(tunnel)
+        {
+            place.link.on_taken(here.handle, chunk.len(), core.now());
+        }
         here.outbox.push(chunk);
+        debug_assert!(
+            self.tunnels
+                .get(tunnel)
+                .and_then(|place| place.link.held(here.handle))
+                .is_none_or(|held| held == here.outbox.bytes() - here.own_bytes),
+            "what is held of a flow is what its peer has no credit for"
+        );
         if here.outbox.bytes() > limits::QUEUE_BYTES
             && here.blocking_since.is_none()
             && let Some(place) = self.tunnels.get_mut(tunnel)

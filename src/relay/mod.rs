@@ -56,6 +56,22 @@ pub struct Patience {
     pub idle: Option<Duration>,
 }
 
+/// Bounds that tests reach with less.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// As [`limits::HELD_BYTES`].
+    pub held_bytes: usize,
+    /// As if that many streams had been on each tunnel.
+    pub ids_used: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { held_bytes: limits::HELD_BYTES, ids_used: 0 }
+    }
+}
+
 /// An authenticated tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -168,6 +184,8 @@ pub struct Relay<E> {
     pub flows: GenSlab<Flow<E>>,
     side: Side,
     patience: Patience,
+    #[doc(hidden)]
+    pub bounds: Bounds,
     /// Tunnels that are over, whose peers are being told why.
     leaving: Leaving,
     /// Idle tunnels, the one used last at the end.
@@ -193,6 +211,7 @@ impl<E> Relay<E> {
             flows: GenSlab::default(),
             side,
             patience,
+            bounds: Bounds::default(),
             leaving: Leaving::default(),
             idle: Vec::new(),
             dirty_tunnels: Vec::new(),
@@ -245,9 +264,10 @@ impl<E> Relay<E> {
         if !self.has_windows {
             return;
         }
+        let budget = self.bounds.held_bytes;
         let pressure = match self.held {
-            held if held >= limits::HELD_BYTES / 4 * 3 => Pressure::Full,
-            held if held >= limits::HELD_BYTES / 2 => Pressure::High,
+            held if held >= budget / 4 * 3 => Pressure::Full,
+            held if held >= budget / 2 => Pressure::High,
             _ => Pressure::None,
         };
         if pressure != self.pressure {
@@ -259,7 +279,7 @@ impl<E> Relay<E> {
                 self.touch(core, tunnel);
             }
         }
-        while self.held > limits::HELD_BYTES {
+        while self.held > budget {
             let most = self.flows.iter().max_by_key(|(_, flow)| flow.outbox.bytes()).map(|(key, _)| key);
             let Some(flow) = most else { return };
             debug!(flow = ?flow, "ended: it held most of a full shard");
@@ -286,6 +306,7 @@ impl<E> Relay<E> {
                 state.half_open += u64::from(flow.own_end != flow.peer_end);
             }
         }
+        state.held_bytes = self.held as u64;
         state.tunnels = self.tunnels.len() as u64;
         state.tunnels_idle = self.idle.len() as u64;
         (state.bytes_from_tunnels, state.bytes_to_tunnels) = self.bytes_before;

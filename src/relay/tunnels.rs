@@ -21,6 +21,9 @@ impl<E> Relay<E> {
         let socket = link.socket();
         let now = core.now();
         link.set_pressure(self.pressure);
+        if self.bounds.ids_used > 0 {
+            link.use_ids(self.bounds.ids_used);
+        }
         self.has_windows = link.has_windows();
         if !rest.is_empty() {
             link.take_in(Chunk::copy_of(rest), now);

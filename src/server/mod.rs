@@ -33,7 +33,7 @@ use crate::protocol::Side;
 use crate::protocol::login::{ExitLogin, Progress, Proof, Protocol};
 use crate::protocol::socks5::Target;
 use crate::protocol::v81::handshake::curve_operations;
-use crate::relay::{Lost, Notice, Patience, Relay, Tunnel};
+use crate::relay::{Bounds, Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::{Message, NameError, ToControl};
@@ -99,8 +99,8 @@ pub struct Server {
     openings: Openings,
     dialers: Vec<Dialer>,
     pending: GenSlab<Pending>,
-    /// What `balance` saw last: tunnels, idle ones, pending ones.
-    balanced: Option<(usize, usize, usize)>,
+    /// What [`Self::seen`] was when `balance` looked last.
+    balanced: Option<[usize; 4]>,
     logins_refused: u64,
     stopping: bool,
     stopped: bool,
@@ -131,6 +131,13 @@ impl Server {
         }
     }
 
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.relay.bounds = bounds;
+        self
+    }
+
     // ---- tunnels: dialling
 
     /// Dials what is missing and, when stopping, closes what is not needed any more.
@@ -139,8 +146,7 @@ impl Server {
             self.wind_down(core);
             return;
         }
-        let seen = (self.relay.tunnels.len(), self.relay.idle_tunnels().len(), self.pending.len());
-        if self.balanced == Some(seen) {
+        if self.balanced == Some(self.seen()) {
             return;
         }
         for peer in 0..self.dialers.len() {
@@ -157,7 +163,13 @@ impl Server {
                 self.dial(core, peer, wanted);
             }
         }
-        self.balanced = Some((self.relay.tunnels.len(), self.relay.idle_tunnels().len(), self.pending.len()));
+        self.balanced = Some(self.seen());
+    }
+
+    /// What decides how many tunnels are missing: tunnels, those that take no new flows, idle ones, pending ones.
+    fn seen(&self) -> [usize; 4] {
+        let winding = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_winding()).count();
+        [self.relay.tunnels.len(), winding, self.relay.idle_tunnels().len(), self.pending.len()]
     }
 
     fn wanted(&self, peer: usize, idle: usize, all: usize) -> usize {

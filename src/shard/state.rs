@@ -9,6 +9,8 @@ pub struct State {
     pub flows: u64,
     /// Of these, with one direction ended.
     pub half_open: u64,
+    /// Bytes that wait for flows' connections to take them.
+    pub held_bytes: u64,
     /// Connections whose flow is over on the wire and which still have bytes to write.
     pub detached: u64,
     /// Clients in their SOCKS5 handshake, waiting for a name or for a tunnel.
@@ -49,6 +51,7 @@ impl State {
         let Self {
             flows,
             half_open,
+            held_bytes,
             detached,
             clients_pending,
             tunnels,
@@ -68,6 +71,7 @@ impl State {
         } = other;
         self.flows += flows;
         self.half_open += half_open;
+        self.held_bytes += held_bytes;
         self.detached += detached;
         self.clients_pending += clients_pending;
         self.tunnels += tunnels;

@@ -437,7 +437,7 @@ fn an_echo_over_a_jumpy_network_gives_every_byte_back_and_every_slot() {
             Temper { short_receives: 50, delayed: 40, late_cancels: 0, posted: 2, per_turn: 3 },
             Rng::new(seed),
         );
-        rig.world.set_link(address(1), Link { latency: (1, 5_000_000), segment: 3_000, outbox: 4_096, inbox: 8_192 });
+        rig.world.set_link(address(1), Link { latency: (1, 5_000_000), segment: 3_000, outbox: 4_096, inbox: 8_192, rate: None });
         let here = SocketAddr::new(address(1), 7);
         rig.io.adopt(SocketId(0), SimIo::listener_handle(&rig.world, here));
         rig.io.submit(Op::Accept { listener: SocketId(0), into: ONE, purpose: Purpose::Flow, token: Token::new(Kind::Accept, 0, ONE) });

@@ -38,6 +38,8 @@ pub(crate) enum Fault {
     NoDescriptors(usize, Nanos),
     /// A process is killed, and started again so much later.
     Crash(usize, Nanos),
+    /// A process does nothing for so long; its kernel does.
+    Freeze(usize, Nanos),
 }
 
 /// Work of the control threads.
@@ -128,6 +130,7 @@ impl Simulation {
                 timer_at: None,
                 second: 0,
                 turns: 0,
+                frozen_until: 0,
             });
         }
         let hosts = hosts.collect();
@@ -364,6 +367,8 @@ impl Simulation {
         let felt = match fault {
             Fault::Kill => 12 * SECOND,
             Fault::Lose => 45 * SECOND,
+            // It may be taken for dead at its end, and be asked for a proof behind that.
+            Fault::Freeze(_, time) => time + 45 * SECOND,
             Fault::Stall(time) | Fault::NoDescriptors(_, time) | Fault::Crash(_, time) => time + 12 * SECOND,
         };
         self.disturbed.push((now, now + felt));
@@ -371,6 +376,11 @@ impl Simulation {
             Fault::NoDescriptors(process, time) => {
                 for &host in &self.processes[process].hosts {
                     self.stage.world.no_descriptors(host, now + time);
+                }
+            }
+            Fault::Freeze(process, time) => {
+                for &host in &self.processes[process].hosts {
+                    self.hosts[host].frozen_until = now + time;
                 }
             }
             Fault::Crash(process, _) if self.hosts_of(process).any(|host| host.machine.is_none()) => {}
@@ -407,6 +417,9 @@ impl Simulation {
     fn wake_host(&mut self, index: usize) {
         let now = self.now();
         let host = &mut self.hosts[index];
+        if now < host.frozen_until {
+            return self.stage.world.wake_at(Owner::Host(index), host.frozen_until);
+        }
         if host.timer_at.is_some_and(|time| time <= now) {
             host.timer_at = None;
         }

@@ -5,10 +5,10 @@
 //!   seeds, scenarios, mutants ─▶ harness ─▶ roles ─▶ the shards of production ─▶ engine ─┐
 //!        verdict ◀── book ◀── clients, destinations ─────────────────────────────────────┴▶ world (net, observer)
 //!
-//!   cargo test --test sim                                     1,000 seeds, the scenarios, and the simulation's own contract
+//!   cargo test --test sim                                     2,000 seeds, the scenarios, and the simulation's own contract
 //!   ZHWKPROX_SIM_SEED=7 ZHWKPROX_SIM_TRACE=1 cargo test --test sim -- seeds::both_roles --nocapture      one seed, told in full
 //!   ZHWKPROX_SIM_SEEDS=50000 cargo test --test sim -- seeds::both_roles --nocapture                      a long search
-//!   cargo test --features mutants --test sim -- mutants --nocapture                                      ten faults, each caught
+//!   cargo test --features mutants --test sim -- mutants --nocapture                                      each fault caught
 //! ```
 #![allow(unreachable_pub, reason = "one test program, whose modules see each other")]
 
@@ -29,7 +29,9 @@ mod process;
 mod rng;
 mod roles;
 mod scenarios;
+mod secure;
 mod seeds;
+mod silence;
 mod traffic;
 mod verdict;
 mod world;

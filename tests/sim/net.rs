@@ -52,6 +52,8 @@ pub(crate) struct End {
     pub(crate) flight: VecDeque<Segment>,
     pub(crate) flight_bytes: usize,
     pub(crate) last_arrival: Nanos,
+    /// Until when the wire is busy with what was sent last.
+    pub(crate) departs: Nanos,
     pub(crate) stalled_until: Nanos,
     /// Since when nothing passes any more.
     pub(crate) lost: Option<Nanos>,
@@ -188,6 +190,7 @@ impl Net {
             flight: VecDeque::new(),
             flight_bytes: 0,
             last_arrival: 0,
+            departs: 0,
             stalled_until: 0,
             lost: None,
             link,
@@ -300,7 +303,11 @@ impl Net {
         let link = self.ends[id].link;
         let delay = self.rng.between(link.latency.0, link.latency.1);
         let end = &mut self.ends[id];
-        end.last_arrival = end.last_arrival.max(self.now + delay).max(end.stalled_until);
+        end.departs = end.departs.max(self.now);
+        if let (Some(rate), Segment::Bytes(bytes)) = (link.rate, &segment) {
+            end.departs += bytes.len() as u64 * SECOND / rate;
+        }
+        end.last_arrival = end.last_arrival.max(end.departs + delay).max(end.stalled_until);
         end.flight.push_back(segment);
         let time = end.last_arrival;
         self.schedule(time, Event::Arrive(id));

@@ -73,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) timer_at: Option<Nanos>,
     pub(crate) second: Nanos,
     pub(crate) turns: u64,
+    /// Its process has been stopped until then.
+    pub(crate) frozen_until: Nanos,
 }
 
 /// Shards that live and die together.

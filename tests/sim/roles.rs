@@ -14,6 +14,7 @@ use zhwkprox::limits;
 use zhwkprox::protocol::login::Protocol;
 use zhwkprox::protocol::v80::Profile;
 use zhwkprox::protocol::v81::handshake::{Keys, Psk};
+use zhwkprox::relay::Bounds;
 use zhwkprox::server::{self, DialTarget, Server};
 use zhwkprox::shard::board::Board;
 use zhwkprox::shard::core::{Core, Parts};
@@ -52,6 +53,7 @@ pub(crate) struct Topology {
     pub(crate) linger: Duration,
     pub(crate) idle: Option<Duration>,
     pub(crate) version: Version,
+    pub(crate) bounds: Bounds,
 }
 
 /// What the tunnels speak.
@@ -72,6 +74,7 @@ impl Topology {
         linger: limits::LINGER,
         idle: Some(limits::IDLE_V80),
         version: Version::V80(Profile::Ours),
+        bounds: Bounds { held_bytes: limits::HELD_BYTES, ids_used: 0 },
     };
 
     /// The same on 0x81.
@@ -109,13 +112,20 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
         temper[ENTRY],
         Box::new(move |parts, world| start(parts, world, |world| inter_server_of(&settings, world))),
     );
+    add_exit(&mut simulation, topology);
+    simulation
+}
+
+/// Another server with the same key.
+pub(crate) fn add_exit(simulation: &mut Simulation, topology: &Topology) {
+    let Topology { shards, slots, temper, .. } = *topology;
+    let settings = *topology;
     simulation.add_process(
         shards[EXIT],
         slots[EXIT],
         temper[EXIT],
         Box::new(move |parts, world| start(parts, world, |_| server_of(&settings))),
     );
-    simulation
 }
 
 pub(crate) fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
@@ -131,7 +141,7 @@ pub(crate) fn inter_server_of(topology: &Topology, world: &World) -> InterServer
         (ListenerKind::Tunnel, SimIo::listener_handle(world, tunnels_at())),
         (ListenerKind::Socks { authenticate: false }, SimIo::listener_handle(world, socks_at())),
     ];
-    InterServer::new(settings, protocol(topology.version), listeners)
+    InterServer::new(settings, protocol(topology.version), listeners).with_bounds(topology.bounds)
 }
 
 pub(crate) fn server_of(topology: &Topology) -> Server {
@@ -145,7 +155,7 @@ pub(crate) fn server_of(topology: &Topology) -> Server {
         linger: topology.linger,
         idle: topology.idle,
     };
-    Server::new(settings, protocol(topology.version))
+    Server::new(settings, protocol(topology.version)).with_bounds(topology.bounds)
 }
 
 /// Puts the shards of one process together.

@@ -24,7 +24,7 @@ pub(crate) fn at(number: u8) -> SocketAddr {
 pub(crate) const MUTE: Plan = Plan { write: Pace { hold: 1_000_000 * SECOND, piece: 1, pause: 0 }, ..Plan::send(NAME_BYTES) };
 
 /// Takes connections and never reads from them.
-const NEVER_READS: Plan = Plan { read: Pace { hold: 1_000_000 * SECOND, ..Pace::FULL }, ..MUTE };
+pub(crate) const NEVER_READS: Plan = Plan { read: Pace { hold: 1_000_000 * SECOND, ..Pace::FULL }, ..MUTE };
 
 pub(crate) struct Scene {
     pub(crate) simulation: Simulation,

@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zhwkprox::shard::inbox::Message;
+
 use crate::client::{ClientPlan, Manner, name_of};
 use crate::destination::Kind;
 use crate::duplex::{Abort, AbortWhen, Begin, Finish, Plan};
@@ -34,7 +36,7 @@ fn link(rng: &mut Rng, most_latency: Nanos) -> Link {
     let latency = ((latency.0 * MICROSECOND).min(most_latency), (latency.1 * MICROSECOND).min(most_latency));
     let segment = rng.pick(&[100, 1_448, 16_384, 65_536]);
     let (outbox, inbox) = (rng.pick(&[2_048, 16_384, 131_072]), rng.pick(&[2_048, 16_384, 131_072]));
-    Link { latency, segment: segment.max(outbox / 32), outbox, inbox }
+    Link { latency, segment: segment.max(outbox / 32), outbox, inbox, rate: None }
 }
 
 fn topology(rng: &mut Rng) -> Topology {
@@ -199,7 +201,11 @@ pub(crate) fn run(seed: u64) -> Outcome {
         }
     }
     plans.calm = plans.is_calm();
-    simulation.add_faults(faults(&mut rng, start));
+    let mut faults = faults(&mut rng, start);
+    if secure && rng.chance(10) {
+        faults.push((start + rng.below(SECOND), Fault::Freeze(rng.pick(&[ENTRY, EXIT]), rng.below(40 * SECOND))));
+    }
+    simulation.add_faults(faults);
 
     let deadline = simulation.now() + 1_000 * SECOND;
     simulation.run_until(deadline, |simulation| simulation.stage.book.borrow().unfinished().is_empty());
@@ -211,7 +217,20 @@ pub(crate) fn run(seed: u64) -> Outcome {
         let [entry, exit] = [ENTRY, EXIT].map(|host| difference(&before[host], &at_rest(&simulation)[host]));
         panic!("not back where it was: at the entry {entry}, at the exit {exit}");
     }
-    Outcome { shown, ..finish(&simulation) }
+    let outcome = finish(&simulation);
+    if secure {
+        stop(&mut simulation);
+    }
+    Outcome { shown, ..outcome }
+}
+
+/// On 0x81 a server that stops and its inter-server tell each other, and neither waits for anything else.
+fn stop(simulation: &mut Simulation) {
+    // By now a path that was lost has been noticed.
+    simulation.run_for(60 * SECOND);
+    simulation.tell(EXIT, || Message::Stop);
+    let deadline = simulation.now() + 5 * SECOND;
+    assert!(simulation.run_until(deadline, |simulation| simulation.is_finished(EXIT)), "a server without flows stops in seconds");
 }
 
 fn client(rng: &mut Rng, start: Nanos, target: SocketAddr, plan: Plan, plans: &mut Plans) -> ClientPlan {
@@ -294,7 +313,7 @@ fn both_roles_survive_every_seed_and_are_where_they_were() {
         println!("seed {seed}: {:#?}", run(seed));
         return;
     }
-    let seeds = number_from_environment("ZHWKPROX_SIM_SEEDS").unwrap_or(1_000);
+    let seeds = number_from_environment("ZHWKPROX_SIM_SEEDS").unwrap_or(2_000);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let next = AtomicU64::new(0);
     let mut failures = Vec::new();

@@ -198,8 +198,8 @@ pub(crate) fn resting(state: &State) -> State {
 
 /// Whether nothing of any flow is left.
 pub(crate) fn is_empty(state: &State) -> bool {
-    let State { flows, half_open, detached, clients_pending, slots_in_use, parked, .. } = state;
-    [flows, half_open, detached, clients_pending, slots_in_use, parked].iter().all(|count| **count == 0)
+    let State { flows, half_open, held_bytes, detached, clients_pending, slots_in_use, parked, .. } = state;
+    [flows, half_open, held_bytes, detached, clients_pending, slots_in_use, parked].iter().all(|count| **count == 0)
 }
 
 /// Which numbers of two states differ, in one line.

@@ -56,10 +56,13 @@ pub(crate) struct Link {
     pub(crate) segment: usize,
     pub(crate) outbox: usize,
     pub(crate) inbox: usize,
+    /// Bytes in a second, each way (`None`: at once).
+    pub(crate) rate: Option<u64>,
 }
 
 impl Link {
-    pub(crate) const PLAIN: Self = Self { latency: (50 * MICROSECOND, 50 * MICROSECOND), segment: 16_384, outbox: 65_536, inbox: 65_536 };
+    pub(crate) const PLAIN: Self =
+        Self { latency: (50 * MICROSECOND, 50 * MICROSECOND), segment: 16_384, outbox: 65_536, inbox: 65_536, rate: None };
 }
 
 /// What meets a SYN to an address that does not simply work.
@@ -214,6 +217,18 @@ impl World {
         for end in [Some(end), peer].into_iter().flatten() {
             net.lose(end);
         }
+    }
+
+    /// The path is gone in one direction: nothing that `end` sends arrives any more.
+    pub(crate) fn lose_from(&self, end: EndId) {
+        let mut net = self.net();
+        net.trace(|| format!("lose from {end}"));
+        net.lose(end);
+    }
+
+    /// The other end of a connection.
+    pub(crate) fn peer(&self, end: EndId) -> EndId {
+        self.net().ends[end].peer.expect("it is connected")
     }
 
     /// What the kernel knows of a lost path without being told.

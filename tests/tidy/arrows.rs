@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shard", &["limits", "mutants", "protocol", "rlimits"]),
     ("dial", &[]),
     ("outbox", &["limits", "mutants", "shard"]),
-    ("link", &["crypto", "limits", "outbox", "protocol", "shard"]),
+    ("link", &["crypto", "limits", "mutants", "outbox", "protocol", "shard"]),
     ("relay", &["limits", "link", "mutants", "outbox", "protocol", "shard"]),
     ("server", &["crypto", "dial", "limits", "link", "mutants", "outbox", "protocol", "relay", "shard"]),
     ("inter_server", &["crypto", "dial", "limits", "link", "mutants", "outbox", "protocol", "relay", "shard"]),
