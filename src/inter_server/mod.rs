@@ -185,7 +185,7 @@ impl InterServer {
         }
         let link = link::new(socket, proof, outbox, core.now());
         let name = link.name().cloned();
-        let tunnel = self.relay.add_tunnel(core, link, 0);
+        let tunnel = self.relay.add_tunnel(core, link, 0, !rest.is_empty());
         if let Some(name) = name {
             self.on_login(core, &name, Some(tunnel));
             for shard in (0..core.board().shards()).filter(|&shard| shard != core.index()) {

@@ -15,8 +15,9 @@ use crate::shard::io::Errno;
 use crate::shard::slab::Key;
 
 impl<E> Relay<E> {
-    /// Takes an authenticated tunnel in and starts reading it.
-    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize) -> Key {
+    /// Takes an authenticated tunnel in and starts reading it, unless bytes that came behind its login have to be taken in first
+    /// ([`Relay::on_tunnel_data`]): there may be the part of a record among them, which is received on behind that part.
+    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize, has_bytes: bool) -> Key {
         let socket = link.socket();
         let now = core.now();
         link.set_pressure(self.pressure);
@@ -37,7 +38,7 @@ impl<E> Relay<E> {
         self.idle.push(tunnel);
         self.has_openings = true;
         core.set_owner(socket, Owner::Tunnel(tunnel));
-        if let Some(here) = self.tunnels.get_mut(tunnel) {
+        if !has_bytes && let Some(here) = self.tunnels.get_mut(tunnel) {
             here.link.receive(core);
         }
         self.touch(core, tunnel);
@@ -217,7 +218,8 @@ impl<E> Relay<E> {
                 }
                 self.detach(core, key);
                 self.read_on(core, key);
-            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
+            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !(here.link.has_windows() && flow.is_opened) {
+                // On 0x81 a client that has been told success is not told anything a second time.
                 untouched.push(key);
             } else if !flow.is_opened {
                 unanswered.push(key);

@@ -283,7 +283,7 @@ impl Server {
             info!("inter-server {host}:{port}: attached");
         }
         let link = link::new(pending.socket, proof, pending.outbox, core.now());
-        let tunnel = self.relay.add_tunnel(core, link, pending.peer);
+        let tunnel = self.relay.add_tunnel(core, link, pending.peer, !rest.is_empty());
         if !rest.is_empty() {
             self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
         }

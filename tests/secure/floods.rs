@@ -11,7 +11,7 @@ use crate::harness::net::Hole;
 use crate::harness::traffic::{open_echo, round_trip, works};
 use crate::harness::{Destination, Origin, Role, WATCHDOG, await_some, heavy, quick};
 use crate::peer::{Frame, GENEROUS, Peer, address, frame};
-use crate::support::{Entry, Keys, entry, exit};
+use crate::support::{Entry, Keys, await_tunnels, entry, exit};
 
 /// Above what a role needs at rest (its arena of 16 MiB, and some), and below what any of these floods would come to if it were kept.
 const MEMORY_KIB: u64 = 160 << 10;
@@ -33,6 +33,7 @@ impl Flooded {
         let good = entry(&[&key], &[]);
         let bad = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = exit(good.tunnel, &key, &["--dial", &bad.local_addr().unwrap().to_string()]);
+        await_tunnels(&good.role, 1);
         let origin = Origin::new();
         let echo = open_echo(good.socks, origin.address()).unwrap();
         Self { server, good, echo, origin, bad, _keys: keys }
@@ -247,9 +248,8 @@ fn a_record_that_comes_in_drips_ends_the_tunnel_after_a_minute() {
     let mut bytes = record.iter();
     let ended = loop {
         // Each byte is a sign of life, and all of them no record.
-        match peer.socket.write(&[*bytes.next().unwrap()]) {
-            Ok(_) => {}
-            Err(_) => break start.elapsed(),
+        if peer.socket.write_all(&[*bytes.next().unwrap()]).is_err() {
+            break start.elapsed();
         }
         match peer.socket.read(&mut [0; 4096]) {
             Ok(0) => break start.elapsed(),
@@ -257,6 +257,7 @@ fn a_record_that_comes_in_drips_ends_the_tunnel_after_a_minute() {
             _ => {}
         }
         assert!(start.elapsed() < Duration::from_secs(180), "the tunnel is still there");
+        round_trip(&mut here.echo, b"meanwhile").unwrap();
         std::thread::sleep(Duration::from_millis(250));
     };
     assert!(ended > Duration::from_secs(55), "it ended after {ended:?} already");

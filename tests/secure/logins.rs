@@ -31,7 +31,7 @@ fn a_recorded_login_is_refused_without_a_byte_and_without_diffie_hellman() {
     works(entry.socks);
     let units = wire.seen(Way::ToEntry);
     let before = entry.role.state();
-    assert_eq!(before.curve_operations, 3, "one login: a key pair, and what it and the other's make");
+    assert_eq!(before.curve_operations, 2, "one login: a key pair, and what it and the other's make");
     assert_eq!(before.logins_refused, 0);
     let mut refused = 0;
     // As it was, with its records behind it, and with garbage in its place.

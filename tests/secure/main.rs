@@ -6,7 +6,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "the tests' watchdogs read the clock themselves: they are outside the relay")]
 
-#[allow(dead_code, reason = "the harness of tests/relay, of which this needs a part")]
+#[allow(dead_code, unused_imports, reason = "the harness of tests/relay, of which this needs a part")]
 #[path = "../relay/harness/mod.rs"]
 mod harness;
 #[path = "../peer81/python.rs"]

@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use zhwkprox::crypto::aead::Method;
 use zhwkprox::protocol::v81::frame::kind;
 use zhwkprox::protocol::v81::handshake::{Authenticated, EntryHandshake, ExitHandshake, Keys, Progress, Psk};
 use zhwkprox::protocol::v81::settings::Settings;
 
-use crate::harness::net::{End, connect, guard, read_to_the_end};
+use crate::harness::net::{connect, guard};
 
 /// The most that one may say.
 pub(crate) const GENEROUS: Settings = Settings { stream_window: i32::MAX as u32, max_streams: 65_536 };
@@ -68,6 +69,11 @@ impl Peer {
 
     /// Takes the login of a server that dials here, as an inter-server that knows this key.
     pub(crate) fn as_entry(listener: &TcpListener, key: u8, own: Settings) -> Self {
+        Self::as_entry_with(listener, key, own, &[], 0)
+    }
+
+    /// The same; so many bytes of these records leave in one piece with the last of the login, the rest a little later.
+    pub(crate) fn as_entry_with(listener: &TcpListener, key: u8, own: Settings, records: &[Vec<u8>], glued: usize) -> Self {
         let mut socket = listener.accept().unwrap().0;
         guard(&socket);
         let keys = Arc::new(Keys::new([("exit".into(), Psk::new(&[key; 32]))]).unwrap());
@@ -76,11 +82,22 @@ impl Peer {
             let (piece, mut out) = (read_some(&mut socket), Vec::new());
             let mut input = piece.as_slice();
             let progress = login.handle(&mut input, &mut out).unwrap();
-            socket.write_all(&out).unwrap();
             match progress {
                 Progress::More(more) => login = more,
-                Progress::Done(tunnel) => return Self::new(socket, input, tunnel),
+                Progress::Done(tunnel) => {
+                    let mut peer = Self::new(socket, input, tunnel);
+                    let sealed: Vec<u8> = records.iter().flat_map(|record| peer.seal(record)).collect();
+                    let (with_the_login, behind) = sealed.split_at(glued);
+                    out.extend_from_slice(with_the_login);
+                    peer.socket.write_all(&out).unwrap();
+                    if !behind.is_empty() {
+                        std::thread::sleep(Duration::from_millis(50));
+                        peer.socket.write_all(behind).unwrap();
+                    }
+                    return peer;
+                }
             }
+            socket.write_all(&out).unwrap();
         }
     }
 
@@ -178,11 +195,6 @@ impl Peer {
                 None => return last.expect("a GOAWAY before the end"),
             }
         }
-    }
-
-    /// How the connection ends, whatever comes before.
-    pub(crate) fn await_end(&mut self) -> End {
-        read_to_the_end(&mut self.socket).1
     }
 
     fn take_apart(&mut self, mut plaintext: &[u8]) {

@@ -77,6 +77,7 @@ fn under_flows(way: Way, harm: Harm) {
         (ends.len() == FLOWS).then(|| ends.clone())
     });
     assert_eq!(ends, [End::Reset; FLOWS], "{what}");
+    await_tunnels(&entry.role, 1);
     works(entry.socks);
     assert!(wire.connections() > 1, "{what}: the tunnel was not dialled again");
     for role in [&entry.role, &exit] {
@@ -126,5 +127,6 @@ fn an_end_of_the_tunnel_is_a_reset_for_flows_that_are_silent_too() {
     for stream in &mut silent {
         assert_eq!(read_to_the_end(stream), (Vec::new(), End::Reset));
     }
+    await_tunnels(&entry.role, 1);
     works(entry.socks);
 }

@@ -169,6 +169,7 @@ fn an_inter_server_that_breaks_a_rule_is_told_which_and_the_flows_of_others_go_o
     let good = entry(&[&key], &[]);
     let bad = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = server_of_both(&key, &good, &bad);
+    await_tunnels(&good.role, 1);
     let origin = Origin::new();
     let mut echo = open_echo(good.socks, origin.address()).unwrap();
     for (records, says) in BY_ANYBODY.iter().chain(BY_AN_ENTRY) {
@@ -218,4 +219,19 @@ fn what_is_to_be_skipped_is_skipped() {
     peer.send(&[frame(DATA, 1, b"x"), frame(FIN, 1, b""), frame(FIN, 1, b""), frame(WINDOW, 1, &[0; 4]), frame(RESET, 1, &[1])].concat());
     peer.round_trip();
     drop(client);
+}
+
+#[test]
+fn records_may_come_in_one_piece_with_the_login_or_begin_there_and_go_on_later() {
+    let keys = Keys::new();
+    let key = keys.write("key", 1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = exit(listener.local_addr().unwrap(), &key, &[]);
+    // Each with its length and its tag is 1,028 bytes.
+    let record = frame(PAD, 0, &[0; 1000]);
+    for glued in [0, 1, 3, 4, 5, 500, 1027, 1028, 1029, 1032, 2056] {
+        let mut peer = Peer::as_entry_with(&listener, 1, GENEROUS, &[record.clone(), record.clone()], glued);
+        assert!(peer.round_trip().is_empty(), "{glued} bytes came in one piece with the login");
+    }
+    server.await_state("no tunnel left", |state| state.tunnels == 0);
 }
