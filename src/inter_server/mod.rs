@@ -28,7 +28,7 @@ use self::arrivals::{Arriving, Crowd, Logins};
 use self::placing::Waiting;
 use crate::dial::DialTarget;
 use crate::limits;
-use crate::link::{self, LinkFault};
+use crate::link::{self, LinkFault, Why};
 use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{Proof, Protocol};
@@ -185,16 +185,14 @@ impl InterServer {
         }
         let link = link::new(socket, proof, outbox, core.now());
         let name = link.name().cloned();
-        let tunnel = self.relay.add_tunnel(core, link, 0, !rest.is_empty());
+        let tunnel = self.relay.add_tunnel(core, link, 0, rest);
         if let Some(name) = name {
             self.on_login(core, &name, Some(tunnel));
             for shard in (0..core.board().shards()).filter(|&shard| shard != core.index()) {
                 core.tell(shard, Message::Login { name: name.clone() });
             }
         }
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
-        }
+        self.work_on(core, tunnel);
     }
 
     /// Somebody has logged in under this name: its other tunnels may be those of a server that is gone, and have to show that they are not.
@@ -243,6 +241,11 @@ impl InterServer {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
@@ -312,6 +315,10 @@ impl InterServer {
         } else if what == LOOK {
             for tunnel in self.relay.lost_tunnels(core) {
                 self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
+            }
+            self.relay.look_at_flows(core);
+            for flow in self.relay.lost_openings(core) {
+                let _lost = self.relay.give_up(core, flow, Why::Cancelled);
             }
             core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
         } else {

@@ -111,6 +111,8 @@ pub struct Flow<E> {
     own_bytes: usize,
     /// Given up by the peer or lost with its tunnel: what came before is still written, then its connection is reset.
     is_cut: bool,
+    /// Its connection takes no bytes any more. What it gave before that is still passed on, then the flow is given up.
+    is_broken: bool,
     /// What its connection still sends is dropped; only its end is waited for, so that closing does not destroy what was written.
     is_deaf: bool,
     /// Since when its full outbox has kept the tunnel unread.
@@ -175,6 +177,8 @@ pub struct Relay<E> {
     abandoned: Vec<E>,
     bytes_before: (u64, u64),
     has_openings: bool,
+    /// Whether the tunnels' flows have windows: all of a process's do, or none.
+    has_windows: bool,
     /// Bytes that wait in the flows' outboxes.
     held: usize,
     pressure: Pressure,
@@ -196,6 +200,7 @@ impl<E> Relay<E> {
             abandoned: Vec::new(),
             bytes_before: (0, 0),
             has_openings: false,
+            has_windows: false,
             held: 0,
             pressure: Pressure::None,
         }
@@ -209,6 +214,8 @@ impl<E> Relay<E> {
                 here.is_dirty = false;
                 here.link.flush(core, tunnel);
             }
+            // A stream's last frame is its end: what is on the tunnel may be less now.
+            self.look_at(core, tunnel);
         }
         for flow in std::mem::take(&mut self.dirty_flows) {
             if let Some(here) = self.flows.get_mut(flow) {
@@ -235,6 +242,9 @@ impl<E> Relay<E> {
 
     /// What the flows hold has a budget. With windows of their own they fill it in stages; beyond it the one that holds most is given up.
     fn relieve(&mut self, core: &mut Core) {
+        if !self.has_windows {
+            return;
+        }
         let pressure = match self.held {
             held if held >= limits::HELD_BYTES / 4 * 3 => Pressure::Full,
             held if held >= limits::HELD_BYTES / 2 => Pressure::High,
@@ -290,6 +300,6 @@ impl<E> Relay<E> {
 impl<E> Flow<E> {
     /// How long the flow may go without progress in its present state.
     const fn limit(&self, patience: &Patience) -> Option<Duration> {
-        if self.own_end || self.peer_end || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
+        if self.own_end || self.peer_end || self.is_broken || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
     }
 }

@@ -15,12 +15,16 @@ use crate::shard::io::Errno;
 use crate::shard::slab::Key;
 
 impl<E> Relay<E> {
-    /// Takes an authenticated tunnel in and starts reading it, unless bytes that came behind its login have to be taken in first
-    /// ([`Relay::on_tunnel_data`]): there may be the part of a record among them, which is received on behind that part.
-    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize, has_bytes: bool) -> Key {
+    /// Takes an authenticated tunnel in, with what has come behind its login. Ask [`Relay::next_notice`] until there is none: that starts
+    /// reading it.
+    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize, rest: &[u8]) -> Key {
         let socket = link.socket();
         let now = core.now();
         link.set_pressure(self.pressure);
+        self.has_windows = link.has_windows();
+        if !rest.is_empty() {
+            link.take_in(Chunk::copy_of(rest), now);
+        }
         let tunnel = self.tunnels.insert(Tunnel {
             link,
             peer,
@@ -38,9 +42,6 @@ impl<E> Relay<E> {
         self.idle.push(tunnel);
         self.has_openings = true;
         core.set_owner(socket, Owner::Tunnel(tunnel));
-        if !has_bytes && let Some(here) = self.tunnels.get_mut(tunnel) {
-            here.link.receive(core);
-        }
         self.touch(core, tunnel);
         tunnel
     }
@@ -126,6 +127,7 @@ impl<E> Relay<E> {
         };
         let woken = here.link.on_sent(chunk, result, core.now())?;
         here.link.flush(core, tunnel);
+        self.look_at(core, tunnel);
         self.wake(core, woken);
         Ok(())
     }
@@ -218,8 +220,8 @@ impl<E> Relay<E> {
                 }
                 self.detach(core, key);
                 self.read_on(core, key);
-            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !(here.link.has_windows() && flow.is_opened) {
-                // On 0x81 a client that has been told success is not told anything a second time.
+            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !(flow.is_opened && here.link.has_windows()) {
+                // Where the exit's word is passed on, a client that has had it cannot be given another.
                 untouched.push(key);
             } else if !flow.is_opened {
                 unanswered.push(key);
@@ -297,6 +299,12 @@ impl<E> Relay<E> {
             here.is_dirty = true;
             self.dirty_tunnels.push(tunnel);
         }
+        self.look_at(core, tunnel);
+    }
+
+    /// The same where nothing has been queued.
+    pub(super) fn look_at(&mut self, core: &mut Core, tunnel: Key) {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return };
         let is_idle = here.link.is_idle();
         if is_idle != here.is_idle {
             here.is_idle = is_idle;

@@ -283,10 +283,8 @@ impl Server {
             info!("inter-server {host}:{port}: attached");
         }
         let link = link::new(pending.socket, proof, pending.outbox, core.now());
-        let tunnel = self.relay.add_tunnel(core, link, pending.peer, !rest.is_empty());
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(rest));
-        }
+        let tunnel = self.relay.add_tunnel(core, link, pending.peer, rest);
+        self.work_on(core, tunnel);
     }
 
     fn pending_failed(&mut self, core: &mut Core, key: Key, why: &dyn std::fmt::Display) {
@@ -322,6 +320,11 @@ impl Server {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,
@@ -376,7 +379,8 @@ impl Server {
     // ---- flows
 
     fn open(&mut self, core: &mut Core, tunnel: Key, handle: Handle, target: Target) {
-        let begun = if self.stopping { Err(Fault::General) } else { self.openings.begin(core, target) };
+        // On 0x81 those that cross our GOAWAY are served as any other: its answer is what ends them.
+        let begun = if self.stopping && !self.protocol.has_streams() { Err(Fault::General) } else { self.openings.begin(core, target) };
         match begun {
             Ok(opening) => {
                 let flow = self.relay.accept_flow(core, tunnel, handle, opening);
@@ -421,6 +425,7 @@ impl Server {
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
+                self.relay.look_at_flows(core);
                 core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {

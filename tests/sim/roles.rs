@@ -97,6 +97,9 @@ pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     if topology.version == Version::V80(Profile::Original) {
         simulation.world().with_observer(Observer::keep_sends);
     }
+    if topology.version == Version::V81 {
+        simulation.world().with_observer(Observer::expect_records);
+    }
     simulation.world().set_link(tunnels_at().ip(), topology.tunnel_link);
     let Topology { shards, slots, temper, .. } = *topology;
     let settings = *topology;
