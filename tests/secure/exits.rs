@@ -1,9 +1,13 @@
 //! Several exits on one inter-server, each with its key: who gets flows, who does not, and how one is shut out.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::harness::net::{End, read_to_the_end};
+use zhwkprox::crypto::aead::Method;
+use zhwkprox::protocol::v81::handshake::{ExitHandshake, Progress, Psk};
+
+use crate::harness::net::{End, connect, read_to_the_end};
 use crate::harness::traffic::{open_echo, round_trip, works};
 use crate::harness::{Origin, Role, WATCHDOG, await_some};
 use crate::peer::{GENEROUS, Peer};
@@ -154,4 +158,55 @@ fn an_exit_that_is_started_again_takes_over_within_a_round_trip_of_its_login() {
     }
     assert!(start.elapsed() < Duration::from_secs(5), "flows went to the one that is stopped: {:?}", start.elapsed());
     here.entry.role.await_state("the stopped one given up", |state| state.tunnels == 2);
+}
+
+#[test]
+fn a_login_that_began_before_its_key_was_withdrawn_gives_no_tunnel() {
+    let keys = Keys::new();
+    let key = keys.write("east", 1);
+    let entry = entry(&[&key], &[]);
+    let mut hello = Vec::new();
+    let login = ExitHandshake::start(&Psk::new(&[1; 32]), &Method::ALL, GENEROUS, &mut hello);
+    let mut socket = connect(entry.tunnel).unwrap();
+    socket.write_all(&hello).unwrap();
+    let mut answer = vec![0; 34];
+    socket.read_exact(&mut answer).unwrap();
+    keys.write("east", 2);
+    entry.role.signal("HUP");
+    entry.role.await_log("what changed", |line| line.contains("keys read again: 1 (changed east)"));
+    let (mut login, mut piece) = (Some(login), answer);
+    // Its login is good by the keys with which it began; that is all it gets.
+    while !piece.is_empty() {
+        let (mut input, mut out) = (&piece[..], Vec::new());
+        if let Some(Progress::More(more)) = login.take().map(|login| login.handle(&mut input, &mut out).unwrap()) {
+            login = Some(more);
+        }
+        let _ = socket.write_all(&out);
+        let mut next = [0; 4096];
+        let count = socket.read(&mut next).unwrap_or(0);
+        piece = next[..count].to_vec();
+    }
+    entry.role.await_log("why", |line| line.contains("its key was withdrawn during its login"));
+    let state = entry.role.state();
+    assert_eq!((state.tunnels, state.logins_refused), (0, 1));
+}
+
+#[test]
+fn a_server_whose_own_key_has_changed_leaves_those_who_have_the_old_one() {
+    let here = TwoExits::start();
+    let mut echoes: Vec<_> = (0..2).map(|_| here.echo()).collect();
+    here.keys.write("west", 3);
+    here.exits[1].signal("HUP");
+    here.exits[1].await_log("what changed", |line| line.contains("keys read again: 1 (changed key)"));
+    await_tunnels(&here.entry.role, 1);
+    here.entry.role.await_log("why", |line| line.contains("server west") && line.contains("withdrawn"));
+    let mut ends = Vec::new();
+    for echo in &mut echoes {
+        echo.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        ends.push(read_to_the_end(echo).1);
+    }
+    assert!(ends.contains(&End::Never) && ends.contains(&End::Reset), "{ends:?}");
+    // When the inter-server has the new key too they are together again.
+    here.entry.role.signal("HUP");
+    await_tunnels(&here.entry.role, 2);
 }
