@@ -205,7 +205,7 @@ impl Names {
         let oldest = self.under_way.values().map(|look_up| look_up.since).min();
         let (at, events) = (oldest.map_or_else(Instant::now, |since| since + self.slow), events.clone());
         tokio::spawn(async move {
-            tokio::time::sleep_until(at.into()).await;
+            tokio::time::sleep_until(at).await;
             let _ = events.send(Found { name: String::new(), answer: Err(NameError::Failed), stage: Stage::First }.into());
         });
     }

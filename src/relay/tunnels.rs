@@ -211,6 +211,8 @@ impl<E> Relay<E> {
             let Some(flow) = self.flows.get_mut(key) else { continue };
             flow.tunnel = None;
             flow.blocking_since = None;
+            // A client that has had the exit's word cannot be given another.
+            let is_answered = flow.is_opened && here.link.has_windows();
             if self.side == Side::Entry && flow.peer_end && !here.link.has_windows() {
                 // The reply is whole; only the request is cut. What still comes of it is read, or closing would destroy the reply's tail.
                 flow.is_deaf = !flow.own_end;
@@ -220,8 +222,7 @@ impl<E> Relay<E> {
                 }
                 self.detach(core, key);
                 self.read_on(core, key);
-            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !(flow.is_opened && here.link.has_windows()) {
-                // Where the exit's word is passed on, a client that has had it cannot be given another.
+            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !is_answered {
                 untouched.push(key);
             } else if !flow.is_opened {
                 unanswered.push(key);
