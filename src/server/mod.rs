@@ -15,7 +15,6 @@ pub mod policy;
 pub mod race;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -33,7 +32,7 @@ use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::protocol::login::{ExitLogin, Progress, Proof, Protocol};
 use crate::protocol::socks5::Target;
-use crate::protocol::v81::handshake::{Keys, curve_operations};
+use crate::protocol::v81::handshake::curve_operations;
 use crate::relay::{Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -493,18 +492,19 @@ impl Server {
                 }
             }
             Message::StopNow => self.stopped = true,
-            Message::Keys(keys) => self.on_keys(core, keys),
+            Message::Keys(keys) => {
+                let has_changed = self.protocol.differs(&keys);
+                self.protocol.set_keys(keys);
+                if has_changed {
+                    self.on_another_key(core);
+                }
+            }
             Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } | Message::Login { .. } => {}
         }
     }
 
-    /// The key has been read again: if it is another now, whoever has the old one is not our inter-server any more.
-    fn on_keys(&mut self, core: &mut Core, keys: Arc<Keys>) {
-        let has_changed = self.protocol.differs(&keys);
-        self.protocol.set_keys(keys);
-        if !has_changed {
-            return;
-        }
+    /// The key is another now: whoever has the old one is not our inter-server any more.
+    fn on_another_key(&mut self, core: &mut Core) {
         for tunnel in self.relay.tunnels.keys() {
             self.end_faulty(core, tunnel, &LinkFault::Withdrawn);
         }
