@@ -73,7 +73,7 @@ pub const EARLY: u32 = 16_384;
 
 /// After a GOAWAY that ends a tunnel the peer has this long to read it.
 pub const FAREWELL: Duration = Duration::from_secs(1);
-/// Logins of 0x81 that are worked on in one turn: each may cost three operations on the curve, some 0.1 ms in all, and flows wait meanwhile.
+/// Logins of 0x81 that are worked on in one turn: each may cost two operations on the curve, some 0.1 ms in all, and flows wait meanwhile.
 pub const LOGINS_PER_TURN: usize = 16;
 /// What a connection that has not logged in may have received and not been taken in: more than a whole login.
 pub const LOGIN_BYTES: u32 = 512;

@@ -213,7 +213,8 @@ impl InterServer {
         } else if self.logins.is_full() {
             self.logins.later.push_back((key, bytes.to_vec()));
             if self.logins.timer.is_none() {
-                self.logins.timer = Some(core.set_timer(Duration::ZERO, Owner::Role, LOGINS));
+                // Not in this turn any more: its time stands still.
+                self.logins.timer = Some(core.set_timer(Duration::from_nanos(1), Owner::Role, LOGINS));
             }
         } else {
             self.logins.this_turn += 1;

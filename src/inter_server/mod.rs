@@ -187,6 +187,12 @@ impl InterServer {
     }
 
     fn add_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Proof, outbox: Outbox, rest: &[u8]) {
+        if !self.protocol.still_holds(&proof) {
+            warn!("server at {peer}: its key was withdrawn during its login");
+            self.logins.refused += 1;
+            core.close(socket, Closing::Graceful);
+            return;
+        }
         if self.relay.tunnels.is_empty() {
             info!("server attached from {}", peer.ip());
         }
@@ -216,7 +222,7 @@ impl InterServer {
     /// The keys have been read again: tunnels of those that are gone, or are others now, end.
     fn on_keys(&mut self, core: &mut Core, keys: Arc<Keys>) {
         let Protocol::V81 { keys: before, .. } = &self.protocol else { return };
-        let is_kept = |name: &str| before.iter().any(|(its, psk)| **its == *name && keys.holds(name, psk));
+        let is_kept = |name: &str| keys.agrees_with(before, name);
         let withdrawn = self.relay.tunnels.iter().filter(|(_, here)| here.link.name().is_some_and(|name| !is_kept(name)));
         for tunnel in withdrawn.map(|(key, _)| key).collect::<Vec<_>>() {
             self.end_faulty(core, tunnel, &LinkFault::Withdrawn);

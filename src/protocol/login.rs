@@ -105,6 +105,24 @@ impl Protocol {
         matches!(self, Self::V80 { profile: Profile::Original, .. })
     }
 
+    /// Whether the key of a login is still one of ours, under the same name: logins take a while, and keys are withdrawn meanwhile.
+    #[must_use]
+    pub fn still_holds(&self, proof: &Proof) -> bool {
+        match (self, proof) {
+            (Self::V81 { keys, .. }, Proof::V81(proof)) => match (&proof.name, &proof.keys) {
+                (Some(name), Some(then)) => keys.agrees_with(then, name),
+                _ => true,
+            },
+            _ => true,
+        }
+    }
+
+    /// Whether these are other keys than those we have (0x81).
+    #[must_use]
+    pub fn differs(&self, new: &v81::handshake::Keys) -> bool {
+        matches!(self, Self::V81 { keys, .. } if keys.iter().any(|(name, _)| !new.agrees_with(keys, name)))
+    }
+
     /// From now on these keys are good (0x81).
     pub fn set_keys(&mut self, new: Arc<v81::handshake::Keys>) {
         if let Self::V81 { keys, .. } = self {

@@ -504,8 +504,24 @@ impl Server {
                 }
             }
             Message::StopNow => self.stopped = true,
-            Message::Keys(keys) => self.protocol.set_keys(keys),
+            Message::Keys(keys) => {
+                let has_changed = self.protocol.differs(&keys);
+                self.protocol.set_keys(keys);
+                if has_changed {
+                    self.on_another_key(core);
+                }
+            }
             Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } | Message::Login { .. } => {}
+        }
+    }
+
+    /// The key is another now: whoever has the old one is not our inter-server any more.
+    fn on_another_key(&mut self, core: &mut Core) {
+        for tunnel in self.relay.tunnels.keys() {
+            self.end_faulty(core, tunnel, &LinkFault::Withdrawn);
+        }
+        for pending in self.pending.keys() {
+            self.pending_failed(core, pending, &"its key has changed meanwhile");
         }
     }
 

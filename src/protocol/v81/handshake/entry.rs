@@ -193,7 +193,8 @@ impl AwaitLogin {
         out.push(LOGIN_SIZE);
         out.extend_from_slice(&answer);
         let records = records(Side::Entry, self.method, &noise.split()?);
-        Ok(State::AwaitSettings(FirstRecord::new(self.method, Some(name), records, self.start.own)))
+        let record = FirstRecord::new(self.method, Some(name), records, self.start.own);
+        Ok(State::AwaitSettings(FirstRecord { keys: Some(self.start.keys), ..record }))
     }
 }
 

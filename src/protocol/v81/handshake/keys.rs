@@ -77,6 +77,12 @@ pub enum KeysError {
 }
 
 impl Keys {
+    /// Whether this name has the same key here as there.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self, name: &str) -> bool {
+        other.iter().any(|(its, psk)| **its == *name && self.holds(name, psk))
+    }
+
     /// Puts keys together.
     ///
     /// # Errors

@@ -66,6 +66,8 @@ pub struct Authenticated {
     pub method: Method,
     /// At the inter-server: the name of the key, which is the exit's.
     pub name: Option<Arc<str>>,
+    /// At the inter-server: the keys among which it was, when the login began.
+    pub keys: Option<Arc<Keys>>,
     /// Opens what the peer sends; its first record is behind it.
     pub reader: RecordReader,
     /// Seals what we send; our first record is behind it.
@@ -189,6 +191,7 @@ fn send_settings(own: Settings, from: Side, writer: &mut RecordWriter, out: &mut
 struct FirstRecord {
     method: Method,
     name: Option<Arc<str>>,
+    keys: Option<Arc<Keys>>,
     reader: RecordReader,
     writer: RecordWriter,
     own: Settings,
@@ -198,7 +201,7 @@ struct FirstRecord {
 
 impl FirstRecord {
     fn new(method: Method, name: Option<Arc<str>>, (reader, writer): (RecordReader, RecordWriter), own: Settings) -> Self {
-        Self { method, name, reader, writer, own, received: Vec::with_capacity(RECORD_HEADER + FIRST_RECORD_MAX) }
+        Self { method, name, keys: None, reader, writer, own, received: Vec::with_capacity(RECORD_HEADER + FIRST_RECORD_MAX) }
     }
 
     /// Takes no byte more than the record has; the peer's settings once it is whole and has verified.
@@ -232,8 +235,8 @@ impl FirstRecord {
 
     fn authenticated(self, peer: Settings) -> Authenticated {
         let side = self.side();
-        let Self { method, name, reader, writer, own, .. } = self;
-        Authenticated { side, method, name, reader, writer, own, peer, _proof: Proof }
+        let Self { method, name, keys, reader, writer, own, .. } = self;
+        Authenticated { side, method, name, keys, reader, writer, own, peer, _proof: Proof }
     }
 }
 
