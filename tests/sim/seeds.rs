@@ -156,8 +156,13 @@ fn name(rng: &mut Rng, simulation: &mut Simulation, number: u16, at: SocketAddr)
 
 /// Runs one seed to its end. Panics with what is wrong.
 pub(crate) fn run(seed: u64) -> Outcome {
+    run_in(seed, |topology| topology)
+}
+
+/// The same with another topology.
+pub(crate) fn run_in(seed: u64, change: impl Fn(Topology) -> Topology) -> Outcome {
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let topology = topology(&mut rng);
+    let topology = change(topology(&mut rng));
     let mut simulation = build(seed, &topology);
     assert!(simulation.run_until(30 * SECOND, |simulation| simulation.state(ENTRY).tunnels > 0), "no tunnel within 30 s");
     // Spares are complete, and nothing else is under way.
@@ -253,6 +258,11 @@ thread_local! {
 
 /// Runs one seed; what is wrong comes back as text and is not printed.
 pub(crate) fn try_run(seed: u64) -> Result<Outcome, String> {
+    attempt(|| run(seed))
+}
+
+/// Runs one simulation; what is wrong comes back as text and is not printed.
+pub(crate) fn attempt(run: impl FnOnce() -> Outcome) -> Result<Outcome, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
@@ -263,7 +273,7 @@ pub(crate) fn try_run(seed: u64) -> Result<Outcome, String> {
         }));
     });
     QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(|| run(seed)));
+    let result = catch_unwind(AssertUnwindSafe(run));
     QUIET.set(false);
     result.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
