@@ -156,16 +156,14 @@ impl InterServer {
         let Made { socket, peer, proof, outbox, rest, .. } = made;
         let link = link::new(socket, proof, outbox, core.now());
         let name = link.name().cloned();
-        let tunnel = self.relay.add_tunnel(core, link, peer);
+        let tunnel = self.relay.add_tunnel(core, link, peer, &rest);
         if let Some(name) = name {
             self.on_login(core, &name, Some(tunnel));
             for shard in (0..core.board().shards()).filter(|&shard| shard != core.index()) {
                 core.tell(shard, Message::Login { name: name.clone() });
             }
         }
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(&rest));
-        }
+        self.work_on(core, tunnel);
     }
 
     /// Somebody has logged in under this name: its other tunnels may be those of a server that is gone, and have to show that they are not.
@@ -214,6 +212,11 @@ impl InterServer {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,

@@ -75,7 +75,9 @@ impl InterServer {
         let Some(waiting) = self.hand_over(core, waiting) else { return };
         // It stays although others have tunnels: the answer to its greeting is still on its way out.
         let is_going = !waiting.handed_over && core.board().most_tunnels_elsewhere(core.index()).is_some();
-        let refusal = if self.relay.tunnels.is_empty() && !waiting.replied && !is_going && core.now() >= self.redial_until {
+        // One that has just lost its tunnel waits for the next: its server is about to dial again.
+        let has_lost = waiting.replied || waiting.retried;
+        let refusal = if self.relay.tunnels.is_empty() && !has_lost && !is_going && core.now() >= self.redial_until {
             Some("no server attached")
         } else if self.waiting.len() >= limits::WAITING_MAX {
             Some("too many clients wait for a tunnel")
@@ -191,17 +193,11 @@ impl InterServer {
                 self.try_placing = true;
                 self.hand_over_late(core, key);
             }
-            // Its time is over here, but another shard has what it waits for.
-            Event::Timer { .. }
-                if !waiting.replied
-                    && !waiting.handed_over
-                    && waiting.outbox.bytes() == 0
-                    && core.board().most_idle_elsewhere(core.index()).is_some() =>
-            {
-                self.hand_over_late(core, key);
-            }
             Event::Timer { .. } => {
                 let Some(waiting) = self.waiting.remove(key) else { return };
+                // Its time is over here, but another shard may have what it waits for.
+                let may_go = core.board().most_idle_elsewhere(core.index()).is_some();
+                let Some(waiting) = (if may_go { self.hand_over(core, waiting) } else { Some(waiting) }) else { return };
                 info!("client at {}: no tunnel became free in time", Peer(waiting.peer));
                 self.turn_away(core, waiting);
             }
@@ -288,6 +284,9 @@ impl InterServer {
     pub(super) fn retry(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.relay.flows.get(flow) else { return };
         if here.extra.retried {
+            if self.protocol.has_streams() {
+                return self.answer_refused(core, flow, Reply::GeneralFailure);
+            }
             let _lost = self.relay.give_up(core, flow, Why::Broken);
             return;
         }

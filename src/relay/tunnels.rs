@@ -15,11 +15,15 @@ use crate::shard::io::Errno;
 use crate::shard::slab::Key;
 
 impl<E> Relay<E> {
-    /// Takes an authenticated tunnel in and starts reading it.
-    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize) -> Key {
+    /// Takes an authenticated tunnel in, with what has come behind its login. Ask [`Relay::next_notice`] until there is none: that starts
+    /// reading it.
+    pub fn add_tunnel(&mut self, core: &mut Core, mut link: Box<dyn Link>, peer: usize, rest: &[u8]) -> Key {
         let socket = link.socket();
         let now = core.now();
         link.set_pressure(self.pressure);
+        if !rest.is_empty() {
+            link.take_in(Chunk::copy_of(rest), now);
+        }
         let tunnel = self.tunnels.insert(Tunnel {
             link,
             peer,
@@ -37,9 +41,6 @@ impl<E> Relay<E> {
         self.idle.push(tunnel);
         self.has_openings = true;
         core.set_owner(socket, Owner::Tunnel(tunnel));
-        if let Some(here) = self.tunnels.get_mut(tunnel) {
-            here.link.receive(core);
-        }
         self.touch(core, tunnel);
         tunnel
     }
@@ -202,7 +203,8 @@ impl<E> Relay<E> {
                 }
                 self.detach(core, key);
                 self.read_on(core, key);
-            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received {
+            } else if self.side == Side::Entry && !flow.has_sent && !flow.has_received && !(flow.is_opened && here.link.has_windows()) {
+                // Where the exit's word is passed on, a client that has had it cannot be given another.
                 untouched.push(key);
             } else if !flow.is_opened {
                 unanswered.push(key);

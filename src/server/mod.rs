@@ -125,10 +125,8 @@ impl Server {
         self.making.say_attached(&self.relay, &made);
         let Made { socket, peer, proof, outbox, rest, .. } = made;
         let link = link::new(socket, proof, outbox, core.now());
-        let tunnel = self.relay.add_tunnel(core, link, peer);
-        if !rest.is_empty() {
-            self.on_tunnel_data(core, tunnel, Chunk::copy_of(&rest));
-        }
+        let tunnel = self.relay.add_tunnel(core, link, peer, &rest);
+        self.work_on(core, tunnel);
     }
 
     fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
@@ -152,6 +150,11 @@ impl Server {
 
     fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
         self.relay.on_tunnel_data(core, tunnel, chunk);
+        self.work_on(core, tunnel);
+    }
+
+    /// Does what the tunnel's bytes ask for, and reads on.
+    fn work_on(&mut self, core: &mut Core, tunnel: Key) {
         loop {
             match self.relay.next_notice(core, tunnel) {
                 Ok(None) => return,

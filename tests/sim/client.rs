@@ -194,6 +194,7 @@ impl Client {
         assert_eq!(answer[..3], [5, 0, 5], "client {}: answer {answer:02x?}", self.number);
         self.record.reply = Some(answer[3]);
         if answer[3] != 0 {
+            self.record.sent = self.payload_of(stage, sent);
             return (self.over(stage, Some(end), false), false);
         }
         // What of the glued payload has not found room yet is sent as the rest is.

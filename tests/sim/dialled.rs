@@ -1,24 +1,22 @@
-//! The other direction: the entry dials, and the exit listens. What holds of flows and of what is left holds whoever dialled.
+//! The other direction: the entry dials, and the exit listens. What holds of flows, and of what is left of them, holds whoever dialled.
 
-use crate::roles::{Topology, Version};
+use crate::roles::Topology;
 use crate::seeds::{attempt, run_in};
 
-/// Runs seeds with the direction turned round; what only this turns up is told with its seed.
-fn all_seeds_hold(seeds: u64, change: impl Fn(Topology) -> Topology + Copy) {
-    let mut failures = Vec::new();
-    for seed in 0..seeds {
-        let result = attempt(|| run_in(seed, |topology| Topology { entry_dials: true, ..change(topology) }));
-        failures.extend(result.err().map(|text| format!("seed {seed}: {text}")));
+/// Odd seeds speak 0x81, even ones 0x80.
+#[test]
+fn both_roles_survive_two_hundred_seeds_when_the_entry_dials() {
+    const SEEDS: u64 = 200;
+    let one = std::env::var("ZHWKPROX_SIM_DIALLED").ok().and_then(|seed| seed.parse::<u64>().ok());
+    let reversed = |seed| run_in(seed, |topology| Topology { entry_dials: true, ..topology });
+    if let Some(seed) = one {
+        println!("seed {seed}: {:#?}", reversed(seed));
+        return;
     }
-    assert!(failures.is_empty(), "{} of {seeds} seeds failed:\n{}", failures.len(), failures[..failures.len().min(5)].join("\n"));
-}
-
-#[test]
-fn flows_keep_their_promises_when_the_entry_dials_on_0x80() {
-    all_seeds_hold(200, |topology| topology);
-}
-
-#[test]
-fn flows_keep_their_promises_when_the_entry_dials_on_0x81() {
-    all_seeds_hold(200, |topology| Topology { version: Version::V81, ..topology });
+    let failures: Vec<_> = (0..SEEDS).filter_map(|seed| Some((seed, attempt(|| reversed(seed)).err()?))).collect();
+    for (seed, text) in failures.iter().take(10) {
+        println!("seed {seed}: {text}\n    replay: ZHWKPROX_SIM_DIALLED={seed} cargo test --test sim -- dialled --nocapture\n");
+    }
+    let numbers: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
+    assert!(failures.is_empty(), "{} of {SEEDS} seeds failed: {numbers:?}", failures.len());
 }

@@ -72,8 +72,8 @@ pub(crate) struct Simulation {
     slowness: Nanos,
     /// What has been done to the tunnels: when, and until when it may be felt.
     pub(crate) disturbed: Vec<(Nanos, Nanos)>,
-    /// When a process was killed.
-    pub(crate) crashes: Vec<Nanos>,
+    /// When a process was killed, and which.
+    pub(crate) crashes: Vec<(Nanos, usize)>,
     pub(crate) most_turns: u64,
 }
 
@@ -375,7 +375,7 @@ impl Simulation {
             }
             Fault::Crash(process, _) if self.hosts_of(process).any(|host| host.machine.is_none()) => {}
             Fault::Crash(process, time) => {
-                self.crashes.push(now);
+                self.crashes.push((now, process));
                 self.stop(process);
                 self.add_chore(now + time, Chore::Start(process));
             }

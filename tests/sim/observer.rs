@@ -1,8 +1,10 @@
-//! Reads the tunnels of the simulated network from outside: 0x80's headers are in clear. It knows which destinations ever shared a tunnel,
-//! and stops the run when either role puts on the wire what the protocol does not allow. It shares no code with the project.
+//! Reads the tunnels of the simulated network from outside: 0x80's headers are in clear, of 0x81 the sizes of messages and records. It knows
+//! which destinations ever shared a tunnel of 0x80, and stops the run when either role puts on the wire what the protocol does not allow. It
+//! shares no code with the project.
 //!
 //! ```text
 //!   server → inter-server    80 01 00 | n, n bytes | verdict | frames …        inter-server → server    80 | n, n bytes | frames …
+//!                            81 | n, n bytes | 48, 48 bytes | records …                                 81 | method | 32 bytes | 48, 48 bytes | records …
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +14,9 @@ use crate::world::{EndId, Nanos};
 
 /// Largest payload a sender here may put into one frame: a slot's data part.
 const PAYLOAD_MAX: u32 = 65_392;
+/// What the length field of a record of 0x81 may say, and of the first one.
+const RECORD: std::ops::RangeInclusive<u32> = 24..=65_404;
+const FIRST_RECORD_MAX: u32 = 256;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Direction {
@@ -46,6 +51,8 @@ pub(crate) struct Observer {
     streams: BTreeMap<EndId, Stream>,
     open: BTreeMap<EndId, BTreeMap<SocketAddr, Flow>>,
     shared: BTreeSet<SocketAddr>,
+    /// The tunnels speak 0x81.
+    secure: bool,
     /// With the author's rules: every send on a tunnel, instead of looking at frames by ours.
     sends: Option<Vec<Sent>>,
 }
@@ -62,6 +69,11 @@ impl Observer {
     /// The roles keep to the author's rules.
     pub(crate) fn keep_sends(&mut self) {
         self.sends = Some(Vec::new());
+    }
+
+    /// The roles speak 0x81.
+    pub(crate) const fn expect_records(&mut self) {
+        self.secure = true;
     }
 
     /// Every send on a tunnel so far.
@@ -86,11 +98,6 @@ impl Observer {
     /// Whoever connects to those addresses is an inter-server from now on, not a server.
     pub(crate) const fn watch_for_entries(&mut self) {
         self.entry_dials = true;
-    }
-
-    /// What passes the tunnels is sealed: there is nothing to see.
-    pub(crate) fn look_away(&mut self) {
-        self.addresses.clear();
     }
 
     /// Destinations whose flows were at some time not alone on their tunnel.
@@ -130,6 +137,9 @@ impl Observer {
     }
 
     fn on_header(&mut self, stream: &mut Stream) {
+        if self.secure {
+            return on_sealed_header(stream);
+        }
         let header = &stream.header;
         match (stream.step, stream.direction) {
             (0, Direction::Reply) if header.len() < 3 => return,
@@ -192,4 +202,35 @@ impl Observer {
             open.remove(&key);
         }
     }
+}
+
+/// 0x81: two messages, then records; the first of each direction is a small one.
+fn on_sealed_header(stream: &mut Stream) {
+    let header = &stream.header;
+    let needed = [2, 1, 4, 4][usize::from(stream.step)];
+    if header.len() < needed {
+        return;
+    }
+    match (stream.step, stream.direction) {
+        (0, Direction::Reply) => {
+            assert_eq!(header[0], 0x81, "the server's hello");
+            stream.skip = usize::from(header[1]);
+        }
+        (0, Direction::Request) => {
+            assert_eq!(header[0], 0x81, "the inter-server's hello");
+            stream.skip = 32;
+        }
+        (1, _) => {
+            assert_eq!(header[0], 48, "the size of a login message");
+            stream.skip = 48;
+        }
+        (step, direction) => {
+            let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+            assert!(RECORD.contains(&length), "tunnel {}: a record of {length} bytes from {direction:?}", stream.tunnel);
+            assert!(step > 2 || length <= FIRST_RECORD_MAX, "tunnel {}: a first record of {length} bytes", stream.tunnel);
+            stream.skip = usize::try_from(length).expect("checked");
+        }
+    }
+    stream.step = (stream.step + 1).min(3);
+    stream.header.clear();
 }

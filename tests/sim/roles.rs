@@ -119,14 +119,14 @@ fn protocol(version: Version) -> Protocol {
 pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
     let tunnels_at = topology.tunnels_at();
     let mut simulation = Simulation::new(seed, tunnels_at, topology.slowness);
-    if topology.version == Version::V81 {
-        simulation.world().with_observer(Observer::look_away);
-    }
     if topology.entry_dials {
         simulation.world().with_observer(Observer::watch_for_entries);
     }
     if topology.version == Version::V80(Profile::Original) {
         simulation.world().with_observer(Observer::keep_sends);
+    }
+    if topology.version == Version::V81 {
+        simulation.world().with_observer(Observer::expect_records);
     }
     simulation.world().set_link(tunnels_at.ip(), topology.tunnel_link);
     let Topology { shards, slots, temper, .. } = *topology;

@@ -12,7 +12,7 @@ use crate::duplex::{Abort, AbortWhen, Begin, Finish, Plan};
 use crate::engine::{Temper, address};
 use crate::harness::{Fault, Simulation};
 use crate::rng::Rng;
-use crate::roles::{ENTRY, EXIT, Topology, build, socks_at};
+use crate::roles::{ENTRY, EXIT, Topology, Version, build, socks_at};
 use crate::traffic::{NAME_BYTES, Pace};
 use crate::verdict::{Plans, Shown, check_flows, difference, is_empty, resting};
 use crate::world::{Link, MICROSECOND, MILLISECOND, Nanos, Path, SECOND};
@@ -154,6 +154,11 @@ fn name(rng: &mut Rng, simulation: &mut Simulation, number: u16, at: SocketAddr)
     Some(dead)
 }
 
+/// The seeds take turns in what they speak.
+const fn version_of(seed: u64) -> Version {
+    if seed % 2 == 1 { Version::V81 } else { Topology::PLAIN.version }
+}
+
 /// Runs one seed to its end. Panics with what is wrong.
 pub(crate) fn run(seed: u64) -> Outcome {
     run_in(seed, |topology| topology)
@@ -162,14 +167,15 @@ pub(crate) fn run(seed: u64) -> Outcome {
 /// The same with another topology.
 pub(crate) fn run_in(seed: u64, change: impl Fn(Topology) -> Topology) -> Outcome {
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let topology = change(topology(&mut rng));
+    let topology = change(Topology { version: version_of(seed), ..topology(&mut rng) });
+    let secure = topology.version == Version::V81;
     let mut simulation = build(seed, &topology);
     assert!(simulation.run_until(30 * SECOND, |simulation| simulation.state(ENTRY).tunnels > 0), "no tunnel within 30 s");
     // Spares are complete, and nothing else is under way.
     simulation.run_for(10 * SECOND);
     let before = [ENTRY, EXIT].map(|host| resting(&simulation.state(host)));
 
-    let mut plans = Plans::default();
+    let mut plans = Plans { secure, ..Plans::default() };
     let most = rng.pick(&[8, 32, 64, 100]);
     let flows = rng.spread(most);
     let conversations: Vec<_> = (0..rng.between(1, 4))

@@ -9,7 +9,9 @@ use zhwkprox::shard::state::State;
 use crate::destination::Kind;
 use crate::duplex::Abort;
 use crate::harness::Simulation;
+use crate::roles::{ENTRY, EXIT};
 use crate::traffic::{Ending, FIRST_CONNECTION, NAME_BYTES, Record};
+use crate::world::Path;
 
 /// What was planned, which decides how strict to be.
 #[derive(Debug, Default)]
@@ -21,6 +23,8 @@ pub(crate) struct Plans {
     pub(crate) hang_ups: BTreeMap<u32, usize>,
     /// Clients of a name whose first addresses do not work: what the exit finds out too late, the client sees as an empty answer.
     pub(crate) dead_first: BTreeSet<u32>,
+    /// The tunnels speak 0x81: a flow is its client's alone, and what became of it can be said.
+    pub(crate) secure: bool,
     /// There are tunnels for everyone, in time.
     pub(crate) ample: bool,
     /// Nobody gives up in the middle. Where somebody does, a tunnel may be closed because that is 0x80's only word for it.
@@ -41,6 +45,18 @@ impl Plans {
     /// Whether the destination serves every connection to its end.
     fn serves(&self, address: SocketAddr) -> bool {
         matches!(self.destinations.get(&address), Some(Kind::Serves(plan)) if plan.abort.is_none())
+    }
+
+    /// What a client may be told where the reply tells the outcome: what its destination does or, with several addresses, one of them.
+    fn replies(&self, number: u32, record: &Record) -> &'static [u8] {
+        match self.destinations.get(&record.address) {
+            Some(Kind::Serves(_) | Kind::Flaky(..)) => &[0],
+            Some(Kind::Path(_)) if self.dead_first.contains(&number) => &[4, 5, 6],
+            Some(Kind::Path(Path::Refused)) => &[5],
+            Some(Kind::Path(Path::Unreachable)) => &[4],
+            Some(Kind::Path(Path::Silent)) => &[6],
+            None => &[],
+        }
     }
 
     /// Whether the destination's or client's giving up is by a close that sends a FIN.
@@ -112,7 +128,10 @@ fn check_not_whole(simulation: &Simulation, plans: &Plans, number: u32, record: 
     let partner = partner.expect("a stream's name says whose it is");
     // When a process is killed the kernel closes its connections, and that is a FIN.
     let until = record.finished.max(partner.finished).expect("checked");
-    if simulation.crashes.iter().any(|time| (record.started.min(partner.started)..=until).contains(time)) {
+    let since = record.started.min(partner.started);
+    // On 0x81 that is so only for the process's own connections: a tunnel that ends cuts what is on it.
+    let own = if number < FIRST_CONNECTION { ENTRY } else { EXIT };
+    if simulation.crashes.iter().any(|(time, process)| (since..=until).contains(time) && (*process == own || !plans.secure)) {
         return;
     }
     let from = record.from.expect("it has a name");
@@ -132,10 +151,14 @@ fn check_whole(simulation: &Simulation, plans: &Plans, number: u32, record: &Rec
     if disturbed || aborts {
         return false;
     }
-    if (plans.ample && plans.calm) || record.reply != Some(1) {
+    if plans.secure {
+        let expected = plans.replies(number, record);
+        let told = record.reply.is_some_and(|reply| expected.contains(&reply));
+        assert!(told, "client {number} was to be told one of {expected:?}: {record:?}");
+    } else if (plans.ample && plans.calm) || record.reply != Some(1) {
         assert_eq!(record.reply, Some(0), "client {number} was not served although nothing was wrong: {record:?}");
     }
-    if record.reply != Some(0) || (plans.dead_first.contains(&number) && record.received == 0) {
+    if record.reply != Some(0) || (plans.dead_first.contains(&number) && record.received == 0 && !plans.secure) {
         return false;
     }
     if !plans.serves(record.address) {
