@@ -16,7 +16,7 @@ fn v4(last: u8) -> IpAddr {
 
 fn relay_with(names: &[(&str, Answer)]) -> (Relay, Resolver) {
     let resolver = Resolver::start(names);
-    let relay = Relay::start(&Options::default().entry(&["--resolver", &resolver.address.to_string()]));
+    let relay = Relay::start(&Options::default().resolver(resolver.address));
     (relay, resolver)
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::harness::dns::{Answer, Resolver};
 use crate::harness::net::{End, has_ipv6, read_to_the_end};
 use crate::harness::socks::{Refusal, Target};
-use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, socks, within};
+use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, protocol, socks, within};
 
 /// Asks for a target that must not be reached: refused in the reply, or ended without a byte; promptly.
 fn must_not_be_reached(relay: &Relay, target: &Target) {
@@ -49,7 +49,7 @@ fn by_default_loopback_is_denied_in_all_its_spellings_also_behind_a_name() {
     let names: Vec<(String, Answer)> = named.iter().map(|(n, ip)| (format!("{n}.test"), Answer::Addresses(vec![*ip]))).collect();
     let names: Vec<(&str, Answer)> = names.iter().map(|(n, a)| (n.as_str(), a.clone())).collect();
     let resolver = Resolver::start(&names);
-    let relay = Relay::start(&Options::default().allow(&[]).entry(&["--resolver", &resolver.address.to_string()]));
+    let relay = Relay::start(&Options::default().allow(&[]).resolver(resolver.address));
     for ip in spellings_of_loopback() {
         must_not_be_reached(&relay, &SocketAddr::from((ip, port)).into());
     }
@@ -110,7 +110,7 @@ fn servers_from_addresses_that_are_not_allowed_may_not_log_in() {
     let relay = Relay::start(&Options::default());
     let (_directory, key, entry, socks, tunnel) =
         crate::harness::relay::start_entry(&Options::default().entry(&["--allow-servers", "192.0.2.0/24"]));
-    let arguments: Vec<String> = ["server", "--protocol", "0x80", "--dial", &tunnel.to_string(), "--cores", "0", "--key-file"]
+    let arguments: Vec<String> = ["server", "--protocol", protocol().name(), "--dial", &tunnel.to_string(), "--cores", "0", "--key-file"]
         .map(Into::into)
         .into_iter()
         .chain([key.display().to_string()])

@@ -8,7 +8,9 @@ use crate::harness::destination::{check_pattern, send_pattern};
 use crate::harness::net::{End, read_to_the_end, reset, small_receive_buffer};
 use crate::harness::socks::Refusal;
 use crate::harness::traffic::{all_well, ask_for, close_echo, download, in_turns, open_echo, receive, round_trip, upload, works};
-use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, WATCHDOG, await_some, socks, within};
+use crate::harness::{
+    Destination, Options, Origin, PROMPTLY, Relay, WATCHDOG, await_some, skipped_on_0x80, skipped_on_0x81, socks, within,
+};
 
 const SEED: u64 = 82;
 
@@ -18,6 +20,9 @@ fn one_tunnel() -> Options {
 
 #[test]
 fn a_second_flow_to_one_address_waits_for_the_first_and_is_refused_when_that_lasts_too_long() {
+    if skipped_on_0x81("a_second_flow_to_one_address_waits_for_the_first_and_is_refused_when_that_lasts_too_long") {
+        return;
+    }
     let relay = Relay::start(&one_tunnel().entry(&["--wait-for-tunnel", "2s"]));
     let origin = Origin::everywhere();
     let first = open_echo(relay.socks, origin.nth(1)).unwrap();
@@ -38,6 +43,9 @@ fn a_second_flow_to_one_address_waits_for_the_first_and_is_refused_when_that_las
 
 #[test]
 fn on_a_shared_tunnel_a_destination_that_does_not_read_is_cut_and_the_others_go_on() {
+    if skipped_on_0x81("on_a_shared_tunnel_a_destination_that_does_not_read_is_cut_and_the_others_go_on") {
+        return;
+    }
     let relay = Relay::start(&one_tunnel());
     let origin = Origin::everywhere();
     let deaf = Destination::serve(|stream, _| {
@@ -66,6 +74,9 @@ fn on_a_shared_tunnel_a_destination_that_does_not_read_is_cut_and_the_others_go_
 
 #[test]
 fn on_a_shared_tunnel_a_client_that_does_not_read_is_cut_and_the_others_go_on() {
+    if skipped_on_0x81("on_a_shared_tunnel_a_client_that_does_not_read_is_cut_and_the_others_go_on") {
+        return;
+    }
     let relay = Relay::start(&one_tunnel());
     let origin = Origin::everywhere();
     let mut bystander = open_echo(relay.socks, origin.nth(1)).unwrap();
@@ -82,6 +93,91 @@ fn on_a_shared_tunnel_a_client_that_does_not_read_is_cut_and_the_others_go_on() 
     assert!(end == End::Reset, "{} of {body} bytes, and the end was {end:?}", got.len());
     close_echo(bystander).unwrap();
     relay.entry.await_quiet();
+}
+
+#[test]
+fn many_flows_to_one_address_share_one_tunnel_of_0x81() {
+    if skipped_on_0x80() {
+        return;
+    }
+    let relay = Relay::start(&one_tunnel());
+    let origin = Origin::new();
+    let before = relay.at_rest();
+    assert_eq!((before.0.tunnels, before.1.tunnels), (1, 1));
+    let echoes: Vec<_> = (0..100).map(|_| open_echo(relay.socks, origin.address()).unwrap()).collect();
+    all_well(&in_turns(8, 40, |i| download(relay.socks, &origin, origin.address(), u32::try_from(i).unwrap(), 200_000)));
+    for mut echo in echoes {
+        round_trip(&mut echo, b"still here").unwrap();
+        close_echo(echo).unwrap();
+    }
+    relay.await_as_before(&before, WATCHDOG);
+}
+
+#[test]
+fn on_0x81_a_destination_that_does_not_read_holds_up_nobody_and_goes_on_when_it_reads() {
+    if skipped_on_0x80() {
+        return;
+    }
+    let relay = Relay::start(&one_tunnel());
+    let origin = Origin::new();
+    let (speak, spoken) = std::sync::mpsc::channel::<()>();
+    let spoken = std::sync::Mutex::new(spoken);
+    let deaf = Destination::serve(move |mut stream, _| {
+        small_receive_buffer(&stream);
+        spoken.lock().unwrap().recv().unwrap();
+        let verdict = check_pattern(&mut stream, SEED, 1, None).unwrap();
+        stream.write_all(format!("{verdict:?}").as_bytes()).unwrap();
+    });
+    let mut bystander = open_echo(relay.socks, origin.address()).unwrap();
+    let mut stalled = socks::open(relay.socks, deaf.address).unwrap();
+    let mut sender = stalled.try_clone().unwrap();
+    let body = 60 << 20;
+    let sending = std::thread::spawn(move || {
+        send_pattern(&mut sender, SEED, 1, body).unwrap();
+        sender.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    // Longer than 0x80 would leave it, in which as much again goes past it.
+    let until = std::time::Instant::now() + Duration::from_secs(12);
+    let mut flow = 2;
+    while std::time::Instant::now() < until {
+        upload(relay.socks, &origin, origin.address(), flow, 5_000_000).unwrap();
+        within("a round trip beside a stalled flow", PROMPTLY, || round_trip(&mut bystander, b"unharmed").unwrap());
+        flow += 1;
+    }
+    assert!(flow > 4, "the others were held up");
+    speak.send(()).unwrap();
+    let (verdict, end) = read_to_the_end(&mut stalled);
+    assert_eq!((String::from_utf8(verdict).unwrap(), end), (format!("Ok({body})"), End::Clean));
+    sending.join().unwrap();
+    drop(stalled);
+    close_echo(bystander).unwrap();
+    relay.at_rest();
+}
+
+#[test]
+fn on_0x81_a_client_that_does_not_read_holds_up_nobody_and_goes_on_when_it_reads() {
+    if skipped_on_0x80() {
+        return;
+    }
+    let relay = Relay::start(&one_tunnel());
+    let origin = Origin::new();
+    let mut bystander = open_echo(relay.socks, origin.address()).unwrap();
+    let mut stalled = socks::open(relay.socks, origin.address()).unwrap();
+    small_receive_buffer(&stalled);
+    let body = 60 << 20;
+    ask_for(&mut stalled, 1, body).unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(12);
+    let mut flow = 2;
+    while std::time::Instant::now() < until {
+        download(relay.socks, &origin, origin.address(), flow, 5_000_000).unwrap();
+        within("a round trip beside a stalled flow", PROMPTLY, || round_trip(&mut bystander, b"unharmed").unwrap());
+        flow += 1;
+    }
+    assert!(flow > 4, "the others were held up");
+    receive(&mut stalled, origin.seed, 1, body).unwrap();
+    drop(stalled);
+    close_echo(bystander).unwrap();
+    relay.at_rest();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::harness::destination::check_pattern;
 use crate::harness::net::{End, connect, read_to_the_end, reset};
 use crate::harness::socks::{Cut, Refusal, Target, open_glued, read_reply, request, user_and_password};
 use crate::harness::traffic::{all_well, ask_for, download, in_turns, receive, works};
-use crate::harness::{Options, Origin, PROMPTLY, Relay, socks, within};
+use crate::harness::{Options, Origin, PROMPTLY, Relay, protocol, socks, within};
 
 /// The three ways to name one destination.
 fn spellings(origin: &Origin) -> Vec<Target> {
@@ -254,7 +254,7 @@ fn clients_come_in_by_a_unix_socket_and_by_a_port_shared_with_servers() {
     assert_eq!(check_pattern(&mut stream, origin.seed, 5, None).unwrap(), Ok(100_000));
     drop(stream);
     // One port for both: a server logs in there, and clients are served there.
-    let server: Vec<String> = ["server", "--protocol", "0x80", "--dial", &shared.to_string(), "--key-file"]
+    let server: Vec<String> = ["server", "--protocol", protocol().name(), "--dial", &shared.to_string(), "--key-file"]
         .map(Into::into)
         .into_iter()
         .chain([relay.key.display().to_string()])

@@ -12,7 +12,7 @@ use crate::harness::relay::{exit_arguments, keygen, start_entry, start_entry_wit
 use crate::harness::role::Role;
 use crate::harness::socks::Refusal;
 use crate::harness::traffic::{all_well, close_echo, download, in_turns, open_echo, round_trip, works};
-use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, WATCHDOG, await_some, heavy, quick, socks, within};
+use crate::harness::{Destination, Options, Origin, PROMPTLY, Relay, WATCHDOG, await_some, heavy, on_0x81, protocol, quick, socks, within};
 
 const SEED: u64 = 79;
 
@@ -187,7 +187,8 @@ fn a_server_that_dials_two_inter_servers_serves_each_and_the_loss_of_one_is_noth
 
 /// What strangers send: other protocols, the right start and then nonsense, and noise.
 fn garbage(number: usize) -> Vec<u8> {
-    match number % 8 {
+    let hello = [&[0x81, 3, 1, 2, 3][..], &[48], &[1; 48]].concat();
+    match number % if on_0x81() { 12 } else { 8 } {
         0 => b"GET / HTTP/1.1\r\nHost: example\r\n\r\n".to_vec(),
         1 => [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[0xaa; 64]].concat(),
         2 => vec![0x80, 1, 0],
@@ -196,7 +197,12 @@ fn garbage(number: usize) -> Vec<u8> {
         4 => [&[0x80, 1, 0, 32][..], &[1; 32], &[1], &[9, 9, 9, 9]].concat(),
         5 => [&[0x80, 1, 0, 32][..], &[1; 32], &[1], &[4, 127, 0, 0, 1, 0, 80, 0xff, 0xff, 0xff, 0xff], &[0; 5000]].concat(),
         6 => (0..200).map(|_| rand::random()).collect(),
-        _ => vec![0; 70_000],
+        7 => vec![0; 70_000],
+        // The same of 0x81: no method, more than may be offered, a login that is none, and records that claim the world behind it.
+        8 => vec![0x81, 0],
+        9 => [&[0x81, 255][..], &[7; 255]].concat(),
+        10 => hello,
+        _ => [hello, vec![0xff; 5000]].concat(),
     }
 }
 
@@ -216,7 +222,7 @@ pub(crate) fn strangers(relay: &Relay) {
                     let _ = stream.shutdown(std::net::Shutdown::Write);
                     stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
                     if read_to_the_end(&mut stream).1 == End::Never {
-                        return Err(format!("garbage {} was not let go", i % 8));
+                        return Err(format!("garbage {i} was not let go"));
                     }
                 }
             }
@@ -264,7 +270,8 @@ fn slow_drips_are_cut_off_after_ten_seconds_and_harm_nobody() {
         })
     };
     // A greeting of 255 methods and an endless hello.
-    let drips: Vec<_> = (0..10).map(|i| if i % 2 == 0 { drip(relay.socks, 5, 255) } else { drip(relay.tunnel, 0x80, 255) }).collect();
+    let drips: Vec<_> =
+        (0..10).map(|i| if i % 2 == 0 { drip(relay.socks, 5, 255) } else { drip(relay.tunnel, protocol().version(), 255) }).collect();
     for flow in 0..10 {
         download(relay.socks, &origin, origin.address(), flow, 10_000).unwrap();
     }
@@ -283,7 +290,7 @@ fn silent_connections(relay: &Relay, port: SocketAddr, count: usize) {
     all_well(&in_turns(4, count, |i| {
         let mut stream = connect(port).map_err(|e| format!("connection {i}: {e}"))?;
         if i % 3 == 0 {
-            let _ = stream.write_all(if port == relay.socks { &[5] } else { &[0x80] });
+            let _ = stream.write_all(&[if port == relay.socks { 5 } else { protocol().version() }]);
         }
         silent.lock().unwrap().push(stream);
         Ok(())

@@ -6,6 +6,7 @@ pub(crate) mod dns;
 pub(crate) mod net;
 pub(crate) mod pattern;
 pub(crate) mod programs;
+pub(crate) mod protocol;
 pub(crate) mod relay;
 pub(crate) mod role;
 pub(crate) mod socks;
@@ -17,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use destination::{Destination, Origin};
+pub(crate) use protocol::{on_0x81, protocol, skipped_on_0x80, skipped_on_0x81};
 pub(crate) use relay::{Options, Relay};
 pub(crate) use role::Role;
 pub(crate) use state::State;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::net::free_address;
+use super::protocol::{on_0x81, one_tunnel, protocol};
 use super::role::{BINARY, Role};
 use super::{State, WATCHDOG, await_some};
 
@@ -57,6 +58,12 @@ impl Options {
     /// Adds arguments of both.
     pub(crate) fn both(self, arguments: &[&str]) -> Self {
         self.entry(arguments).exit(arguments)
+    }
+
+    /// Asks this resolver where names are looked up: on 0x80 at the entry, on 0x81 at the exit.
+    pub(crate) fn resolver(self, address: SocketAddr) -> Self {
+        let arguments = ["--resolver", &address.to_string()];
+        if on_0x81() { self.exit(&arguments) } else { self.entry(&arguments) }
     }
 
     /// Replaces what the exit allows.
@@ -185,7 +192,7 @@ pub(crate) fn listens(address: SocketAddr) -> bool {
 }
 
 fn entry_arguments(options: &Options, tunnel: SocketAddr, socks: SocketAddr, key: &Path) -> Vec<String> {
-    let mut arguments: Vec<String> = ["inter-server", "--protocol", "0x80", "--listen"].map(Into::into).into();
+    let mut arguments: Vec<String> = ["inter-server", "--protocol", protocol().name(), "--listen"].map(Into::into).into();
     arguments.extend([tunnel.to_string(), "--socks".into(), socks.to_string()]);
     arguments.extend(["--key-file".into(), key.display().to_string(), "--cores".into(), options.entry_cores.clone()]);
     arguments.extend(options.entry.iter().cloned());
@@ -193,19 +200,25 @@ fn entry_arguments(options: &Options, tunnel: SocketAddr, socks: SocketAddr, key
 }
 
 pub(crate) fn exit_arguments(options: &Options, tunnel: SocketAddr, key: &Path) -> Vec<String> {
-    let mut arguments: Vec<String> = ["server", "--protocol", "0x80", "--dial"].map(Into::into).into();
+    let mut arguments: Vec<String> = ["server", "--protocol", protocol().name(), "--dial"].map(Into::into).into();
     arguments.push(tunnel.to_string());
     arguments.extend(["--key-file".into(), key.display().to_string(), "--cores".into(), options.exit_cores.clone()]);
     for network in &options.allow {
         arguments.extend(["--allow".into(), network.clone()]);
     }
     arguments.extend(options.exit.iter().cloned());
+    if one_tunnel() {
+        match arguments.iter().position(|argument| argument == "--max-tunnels") {
+            Some(at) => "1".clone_into(&mut arguments[at + 1]),
+            None => arguments.extend(["--max-tunnels", "1"].map(Into::into)),
+        }
+    }
     arguments
 }
 
 /// Makes a key with the binary's own `keygen`.
 pub(crate) fn keygen(path: &Path) {
-    let made = Command::new(BINARY).args(["keygen", "--protocol", "0x80", "--out"]).arg(path).output().unwrap();
+    let made = Command::new(BINARY).args(["keygen", "--protocol", protocol().name(), "--out"]).arg(path).output().unwrap();
     assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
 }
 

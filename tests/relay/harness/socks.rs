@@ -163,6 +163,13 @@ pub(crate) fn open(entry: SocketAddr, target: impl Into<Target>) -> Result<TcpSt
     Ok(stream)
 }
 
+/// Greeting and request in one, no answer read.
+pub(crate) fn ask(entry: SocketAddr, target: impl Into<Target>) -> io::Result<TcpStream> {
+    let mut stream = connect(entry)?;
+    stream.write_all(&[&GREETING[..], &request(1, &target.into())].concat())?;
+    Ok(stream)
+}
+
 /// A flow that sends everything, first bytes included, without waiting for any answer; the answers are then read.
 pub(crate) fn open_glued(entry: SocketAddr, target: impl Into<Target>, payload: &[u8]) -> Result<TcpStream, Refusal> {
     let mut stream = connect(entry)?;
