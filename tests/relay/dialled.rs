@@ -62,12 +62,12 @@ impl Keys {
         })
     }
 
-    /// One of each with a tunnel between them.
-    fn pair(&self) -> (Role, Role, SocketAddr) {
+    /// One of each with a tunnel between them; where clients go, and where the server listens.
+    fn pair(&self) -> (Role, Role, SocketAddr, SocketAddr) {
         let (exit, at) = self.exit("key", &[]);
         let (entry, socks) = self.entry("key", &[at], &[]);
         await_tunnels(&entry, &exit);
-        (entry, exit, socks)
+        (entry, exit, socks, at)
     }
 }
 
@@ -90,6 +90,13 @@ fn await_tunnels(entry: &Role, exit: &Role) {
     exit.await_state("a tunnel", |state| state.tunnels >= 1 && state.tunnels_pending == 0);
 }
 
+/// Starts a role that was killed again. What io_uring held of it is let go a little later than the process ends, its listener too.
+fn again(role: &mut Role, listened_at: SocketAddr) {
+    role.kill();
+    await_some("its port to be free", WATCHDOG, || (!listens(listened_at)).then_some(()));
+    role.restart();
+}
+
 /// What comes after a loss: a client may be refused until the next tunnel is there, and then all is well.
 fn await_works(socks: SocketAddr) {
     let origin = Origin::new();
@@ -103,7 +110,8 @@ fn pages_and_uploads_pass_when_the_inter_server_dials() {
         return;
     }
     for version in VERSIONS {
-        let (entry, exit, socks) = Keys::new(version).pair();
+        let keys = Keys::new(version);
+        let (entry, exit, socks, _) = keys.pair();
         entry.await_log("the first tunnel", |line| line.contains("server 127.0.0.1:") && line.contains("attached"));
         exit.await_log("the first tunnel", |line| line.contains("inter-server attached from 127.0.0.1"));
         let nginx = Nginx::start();
@@ -127,19 +135,20 @@ fn pages_and_uploads_pass_when_the_inter_server_dials() {
 #[test]
 fn either_role_may_be_killed_and_comes_back_when_the_inter_server_dials() {
     for version in VERSIONS {
-        let (mut entry, mut exit, socks) = Keys::new(version).pair();
+        let keys = Keys::new(version);
+        let (mut entry, mut exit, socks, at) = keys.pair();
         exit.kill();
         // Nobody is there: a client is told at once, and the inter-server goes on trying.
         entry.await_state("no tunnel", |state| state.tunnels == 0);
         entry.await_log("its next try", |line| line.contains("server 127.0.0.1:") && line.contains("next try in"));
         assert!(open(socks, free_address()).is_err());
-        exit.restart();
+        again(&mut exit, at);
         await_tunnels(&entry, &exit);
         await_works(socks);
         entry.kill();
         exit.await_state("no tunnel", |state| state.tunnels == 0);
         exit.await_log("the loss", |line| line.contains("no inter-server attached any more"));
-        entry.restart();
+        again(&mut entry, socks);
         await_tunnels(&entry, &exit);
         await_works(socks);
     }
@@ -202,11 +211,11 @@ fn one_inter_server_dials_two_servers_and_the_loss_of_either_is_survived() {
         works(socks);
         first.kill();
         await_works(socks);
-        first.restart();
+        again(&mut first, at_first);
         await_tunnels(&entry, &first);
         second.kill();
         await_works(socks);
-        second.restart();
+        again(&mut second, at_second);
         await_tunnels(&entry, &second);
         await_works(socks);
     }
@@ -232,7 +241,7 @@ fn two_inter_servers_dial_one_server_and_both_are_served() {
         round_trip(&mut echo, b"unharmed").unwrap();
         close_echo(echo).unwrap();
         works(other_socks);
-        first.restart();
+        again(&mut first, socks);
         await_tunnels(&first, &exit);
         await_works(socks);
     }
@@ -249,11 +258,9 @@ fn both_roles_dial_and_listen_at_once() {
         entry.await_log("one that it was dialled by", |line| line.contains("server attached from 127.0.0.1"));
         exit.await_state("both kinds", |state| state.tunnels >= 4 && state.tunnels_pending == 0);
         works(socks);
-        exit.kill();
-        exit.restart();
+        again(&mut exit, at_exit);
         await_works(socks);
-        entry.kill();
-        entry.restart();
+        again(&mut entry, socks);
         await_tunnels(&entry, &exit);
         await_works(socks);
     }
@@ -263,7 +270,8 @@ fn both_roles_dial_and_listen_at_once() {
 fn a_stop_of_either_role_lets_a_flow_finish_when_the_inter_server_dials() {
     for version in VERSIONS {
         for stops_exit in [true, false] {
-            let (mut entry, mut exit, socks) = Keys::new(version).pair();
+            let keys = Keys::new(version);
+            let (mut entry, mut exit, socks, _) = keys.pair();
             let origin = Origin::new();
             let mut echo = open_echo(socks, origin.address()).unwrap();
             let stops = if stops_exit { &mut exit } else { &mut entry };
@@ -291,7 +299,7 @@ fn a_listening_server_spreads_tunnels_over_its_shards() {
             assert!(start.elapsed() < WATCHDOG, "no tunnel was handed over: {:?}", exit.state());
             entry.kill();
             exit.await_state("no tunnel", |state| state.tunnels == 0);
-            entry.restart();
+            again(&mut entry, socks);
             await_tunnels(&entry, &exit);
             exit.await_state("all tunnels", |state| state.tunnels >= 2);
         }
