@@ -71,6 +71,13 @@ pub const RECORD_TIME: Duration = Duration::from_secs(60);
 /// What a client may have sent behind its request before it is answered: no more than the least credit of a stream.
 pub const EARLY: u32 = 16_384;
 
+/// After a GOAWAY that ends a tunnel the peer has this long to read it.
+pub const FAREWELL: Duration = Duration::from_secs(1);
+/// Logins of 0x81 that are worked on in one turn: each may cost three operations on the curve, some 0.1 ms in all, and flows wait meanwhile.
+pub const LOGINS_PER_TURN: usize = 16;
+/// What a connection that has not logged in may have received and not been taken in: more than a whole login.
+pub const LOGIN_BYTES: u32 = 512;
+
 /// Bytes that may wait for one socket before what they come from is not read any more. Just above one slot: the next receive
 /// overlaps with the send of the one before. The slot being worked on may exceed it once.
 pub const QUEUE_BYTES: usize = SLOT_BYTES + 1;
@@ -136,7 +143,7 @@ pub const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Accepts outstanding per listener.
 pub const ACCEPTS_POSTED: usize = 4;
 
-/// Connections per shard that have not authenticated (tunnel side) or not asked (SOCKS side); above it the oldest goes.
+/// Connections per shard that have not authenticated (tunnel side) or not asked (SOCKS side); above it a random older one goes.
 pub const UNAUTHENTICATED_MAX: usize = 1024;
 /// Clients per shard that wait for a tunnel; the next one is told at once.
 pub const WAITING_MAX: usize = 4096;

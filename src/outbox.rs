@@ -33,6 +33,8 @@ pub struct Outbox {
     /// Bytes in the queue and in the outstanding send.
     bytes: usize,
     outstanding: bool,
+    /// Bytes have left since [`Outbox::look`].
+    has_moved: bool,
     end: End,
 }
 
@@ -123,10 +125,20 @@ impl Outbox {
         };
         chunk.advance(count);
         self.bytes -= count;
+        self.has_moved |= count > 0;
         if !chunk.is_empty() {
             self.queue.push_front(chunk.into_heap());
         }
         Ok(count)
+    }
+
+    /// To be called every few seconds: what waits and has not moved since the last time holds no slot from now on.
+    pub fn look(&mut self) {
+        if !std::mem::take(&mut self.has_moved) {
+            for chunk in &mut self.queue {
+                *chunk = std::mem::take(chunk).into_heap();
+            }
+        }
     }
 
     /// Copies out what waits behind the outstanding send and should not hold a slot meanwhile.

@@ -120,7 +120,8 @@ pub struct Common {
 /// A comparison.
 #[derive(Debug, Args)]
 pub struct Compare {
-    /// What to compare, the first with each other. Names: zhwkprox, zhwkprox=PATH, zhwkprox:LABEL=PATH, shadowsocks-rust/aes-128-gcm,
+    /// What to compare, the first with each other. Names: zhwkprox (0x81), zhwkprox/0x80, each also as NAME=PATH and NAME:LABEL=PATH,
+    /// shadowsocks-rust/aes-128-gcm,
     /// shadowsocks-rust/2022-blake3-aes-128-gcm, shadowsocks-libev/aes-128-gcm, ssh, microsocks, direct; installed: all of these that are
     #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<String>,

@@ -263,7 +263,7 @@ impl Control {
                 }
             }
             Event::Keys(read) => self.on_keys(read),
-            Event::Found(found) => self.names.on_found(&found),
+            Event::Found(found) => self.names.on_found(&found, &self.events.sender),
             Event::Printed => {
                 self.printing = false;
                 self.ask_if_wanted();

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! What always holds between calls: at most [`NAMES_OUTSTANDING`] look-ups are under way, each ends within [`NAME_LOOK_UP`], and everybody
-//! who waits for one is in `under_way` under its name.
+//! who waits for one is in `under_way` under its name, or in `queue` while all are taken.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
@@ -124,6 +124,10 @@ pub(super) struct Names {
     time_limit: Duration,
     slow: Duration,
     under_way: HashMap<String, LookUp>,
+    /// Who waits for a look-up to become free, in order.
+    queue: VecDeque<(String, Waiter)>,
+    /// Somebody comes to look at the queue when the oldest look-up has become slow.
+    is_woken: bool,
 }
 
 impl Names {
@@ -138,6 +142,8 @@ impl Names {
             time_limit: NAME_LOOK_UP,
             slow: NAME_SLOW,
             under_way: HashMap::new(),
+            queue: VecDeque::new(),
+            is_woken: false,
         }
     }
 
@@ -170,11 +176,38 @@ impl Names {
         if let Some(look_up) = self.under_way.get_mut(&name) {
             return look_up.join(waiter);
         }
-        if self.under_way.len() >= NAMES_OUTSTANDING && !self.make_room() {
-            return waiter.tell(&Err(NameError::Busy), false);
+        self.queue.push_back((name, waiter));
+        self.serve_queue(events);
+    }
+
+    /// Begins what waits, as far as there are look-ups. When all are taken by slow names, a place becomes free in time.
+    fn serve_queue<E: From<Found> + Send + 'static>(&mut self, events: &UnboundedSender<E>) {
+        while let Some((name, _)) = self.queue.front() {
+            let is_under_way = self.under_way.contains_key(name);
+            if !is_under_way && self.under_way.len() >= NAMES_OUTSTANDING && !self.make_room() {
+                return self.wake_later(events);
+            }
+            let Some((name, waiter)) = self.queue.pop_front() else { return };
+            if let Some(look_up) = self.under_way.get_mut(&name) {
+                look_up.join(waiter);
+                continue;
+            }
+            let task = self.begin(name.clone(), events.clone());
+            self.under_way.insert(name, LookUp { since: Instant::now(), task, waiters: vec![waiter], so_far: None });
         }
-        let look_up = self.begin(name.clone(), events.clone());
-        self.under_way.insert(name, LookUp { since: Instant::now(), task: look_up, waiters: vec![waiter], so_far: None });
+    }
+
+    /// Has the queue looked at again when the oldest look-up is slow: an event about no name.
+    fn wake_later<E: From<Found> + Send + 'static>(&mut self, events: &UnboundedSender<E>) {
+        if std::mem::replace(&mut self.is_woken, true) {
+            return;
+        }
+        let oldest = self.under_way.values().map(|look_up| look_up.since).min();
+        let (at, events) = (oldest.map_or_else(Instant::now, |since| since + self.slow), events.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at.into()).await;
+            let _ = events.send(Found { name: String::new(), answer: Err(NameError::Failed), stage: Stage::First }.into());
+        });
     }
 
     fn begin<E: From<Found> + Send + 'static>(&mut self, name: String, events: UnboundedSender<E>) -> AbortHandle {
@@ -209,17 +242,20 @@ impl Names {
     }
 
     /// Tells those who wait for it.
-    pub(super) fn on_found(&mut self, found: &Found) {
-        let Some(look_up) = self.under_way.get_mut(&found.name) else { return };
-        look_up.tell(&found.answer, found.stage);
-        look_up.so_far = Some((found.answer.clone(), found.stage));
-        if found.stage == Stage::Last {
-            self.under_way.remove(&found.name);
+    pub(super) fn on_found<E: From<Found> + Send + 'static>(&mut self, found: &Found, events: &UnboundedSender<E>) {
+        self.is_woken &= !found.name.is_empty();
+        if let Some(look_up) = self.under_way.get_mut(&found.name) {
+            look_up.tell(&found.answer, found.stage);
+            look_up.so_far = Some((found.answer.clone(), found.stage));
+            if found.stage == Stage::Last {
+                self.under_way.remove(&found.name);
+            }
         }
+        self.serve_queue(events);
     }
 
     fn waiting(&self) -> usize {
-        self.under_way.values().map(|look_up| look_up.waiters.len()).sum()
+        self.queue.len() + self.under_way.values().map(|look_up| look_up.waiters.len()).sum::<usize>()
     }
 }
 

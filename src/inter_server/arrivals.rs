@@ -2,9 +2,7 @@
 //! They hold no slot while they are silent, and their number is bounded.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
-use rand::rngs::StdRng;
 use tracing::{debug, warn};
 
 use super::InterServer;
@@ -19,9 +17,6 @@ use crate::shard::inbox::{NameError, ToControl};
 use crate::shard::slab::Key;
 use crate::shard::time::Time;
 use crate::shard::timers::TimerId;
-
-/// How long a refused client has to read its answer before the connection is closed under it.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection on its way to become a flow, or to log in.
 #[derive(Debug)]
@@ -65,12 +60,11 @@ impl InterServer {
             let timer = Some(core.set_timer(limits::SOCKS_HANDSHAKE, Owner::Pending(key), 0));
             Arriving { socket, peer, since, stage, outbox: Outbox::default(), timer }
         });
-        // The oldest goes above the bound, so that no number of silent connections keeps a genuine one out.
         let arriving = &self.arriving;
         let is_there = |key| arriving.get(key).is_some_and(|arriving| arriving.stage.is_unproven());
-        if let Some(oldest) = self.unproven.enter(key, is_there, None::<&mut StdRng>) {
-            debug!("closed the oldest of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
-            self.drop_arrival(core, oldest, Closing::Reset);
+        if let Some(goes) = self.unproven.enter(key, is_there, core.rng()) {
+            debug!("closed one of more than {} silent connections", limits::UNAUTHENTICATED_MAX);
+            self.drop_arrival(core, goes, Closing::Reset);
         }
         core.set_owner(socket, Owner::Pending(key));
         core.receive_at_most(socket, limits::EARLY);
@@ -225,7 +219,7 @@ impl InterServer {
         self.set_stage(key, Stage::Leaving);
         let Some(arriving) = self.arriving.get_mut(key) else { return };
         core.cancel_timer(&mut arriving.timer);
-        arriving.timer = Some(core.set_timer(FAREWELL, Owner::Pending(key), 0));
+        arriving.timer = Some(core.set_timer(limits::FAREWELL, Owner::Pending(key), 0));
         arriving.outbox.finish();
         arriving.outbox.flush(core, arriving.socket);
         core.receive_at_most(arriving.socket, limits::EARLY);

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! What always holds between turns:
-//! * a client that has not asked anything has a timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] of them: above that the oldest
-//!   goes;
+//! * a client that has not asked anything has a timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] of them: above that a
+//!   random older one goes;
 //! * a client that waits is in `waiting` until it is placed, handed to another shard, or told that there is no tunnel;
 //! * after [`Message::Stop`] nothing is accepted and nothing dialled.
 
@@ -28,13 +28,13 @@ use self::arrivals::Arriving;
 use self::placing::Waiting;
 use crate::dial::DialTarget;
 use crate::limits;
-use crate::link::{self, LinkFault};
+use crate::link::{self, LinkFault, Why};
 pub use crate::listen::ListenerKind;
 use crate::making::{self, Crowd, Made, Making};
 use crate::protocol::Side;
 use crate::protocol::login::Protocol;
 use crate::protocol::socks5::{self, Credentials, Reply, Target};
-use crate::protocol::v81::handshake::Keys;
+use crate::protocol::v81::handshake::{Keys, curve_operations};
 use crate::relay::{FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -72,10 +72,10 @@ pub fn run(plan: Plan, settings: Settings, protocol: Protocol) -> std::io::Resul
 
 /// A flow's timer: its first bytes have been held long enough.
 const HOLD: u8 = FIRST_ROLE_TIMER;
-/// The role's timers: look at the tunnels; the end of the grace time. Those from [`making::RETRY`] on are the diallers'.
+/// The role's timers: look at the tunnels; the end of the grace time. Those from [`making::FIRST_TIMER`] on are [`Making`]'s.
 const LOOK: u8 = 0;
 const GRACE: u8 = 1;
-const _: () = assert!(making::RETRY > GRACE);
+const _: () = assert!(making::FIRST_TIMER > GRACE);
 
 /// What the entry keeps with a flow.
 #[derive(Debug)]
@@ -202,8 +202,8 @@ impl InterServer {
                 }
             }
             Event::Timer { what, .. } => {
-                if self.relay.on_tunnel_timer(core, tunnel, what) {
-                    self.end_tunnel(core, tunnel, Closing::Reset, &"only dropped replies were left on it");
+                if let Some(why) = self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, Closing::Reset, &why);
                 }
             }
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
@@ -236,8 +236,15 @@ impl InterServer {
     }
 
     fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
+        if let Some(name) = self.relay.tunnels.get(tunnel).and_then(|here| here.link.name()) {
+            warn!("server {name}: a tunnel has ended: {fault}");
+        }
         let lost = self.relay.end_faulty(core, tunnel, fault);
+        let peer = lost.as_ref().map(|lost| lost.peer);
         self.after_loss(core, lost, fault);
+        if let Some(peer) = peer {
+            self.making.on_fault(core, &self.protocol, peer, fault);
+        }
     }
 
     /// Flows that nothing has touched go to another tunnel, once.
@@ -279,8 +286,10 @@ impl InterServer {
 
     fn on_role_timer(&mut self, core: &mut Core, event: Event) {
         let Event::Timer { what, .. } = event else { return };
-        if what >= making::RETRY {
-            self.making.on_retry(what);
+        if what >= making::FIRST_TIMER {
+            for made in self.making.on_role_timer(core, what) {
+                self.on_made(core, Some(made));
+            }
         } else if what == LOOK {
             if !self.protocol.has_streams() {
                 for tunnel in self.making.surplus(core, &self.relay) {
@@ -289,6 +298,10 @@ impl InterServer {
             }
             for tunnel in self.relay.lost_tunnels(core) {
                 self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
+            }
+            self.relay.look_at_flows(core);
+            for flow in self.relay.lost_openings(core) {
+                let _lost = self.relay.give_up(core, flow, Why::Cancelled);
             }
             core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
         } else {
@@ -367,6 +380,7 @@ impl Role for InterServer {
     }
 
     fn flush(&mut self, core: &mut Core) {
+        self.making.next_turn();
         if std::mem::take(&mut self.try_placing) | self.relay.take_openings() {
             self.place_waiting(core);
         }
@@ -382,6 +396,8 @@ impl Role for InterServer {
     fn state(&self, state: &mut State) {
         self.relay.state(state);
         state.tunnels_pending = self.making.pending() as u64;
+        state.logins_refused = self.making.refused();
+        state.curve_operations = curve_operations();
         state.clients_pending = (self.arriving.len() + self.waiting.len()) as u64;
     }
 

@@ -283,6 +283,9 @@ impl InterServer {
     /// The tunnel was lost and nothing had passed: another tunnel, once.
     pub(super) fn retry(&mut self, core: &mut Core, flow: Key) {
         let Some(here) = self.relay.flows.get(flow) else { return };
+        if here.extra.retried && !here.is_opened {
+            return self.answer_refused(core, flow, Reply::GeneralFailure);
+        }
         if here.extra.retried {
             if self.protocol.has_streams() {
                 return self.answer_refused(core, flow, Reply::GeneralFailure);

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::limits;
 use crate::outbox::Outbox;
@@ -145,8 +146,8 @@ pub enum Pressure {
 pub struct Due {
     /// Flows that nothing at all has answered: to be given up.
     pub unanswered: Vec<Key>,
-    /// The other end is dead: the tunnel is lost.
-    pub is_dead: bool,
+    /// The tunnel is lost, for this reason.
+    pub lost: Option<&'static str>,
 }
 
 /// A tunnel's wire, whichever version it speaks.
@@ -204,6 +205,9 @@ pub trait Link: Debug {
 
     /// Gives a flow up: what still comes for it is dropped. `unfinished`: the peer would take what it has got for whole.
     fn reset(&mut self, handle: Handle, why: Why, unfinished: bool, now: Time) -> Reset;
+
+    /// Resets that have waited this long for credit, behind bytes that the other side's socket does not take, go without them (0x81).
+    fn give_up_stalled(&mut self, _now: Time, _patience: Duration) {}
 
     /// Bytes of a flow have left towards its connection.
     fn on_taken(&mut self, _handle: Handle, _bytes: usize, _now: Time) {}

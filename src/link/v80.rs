@@ -334,7 +334,7 @@ impl Link for V80 {
             self.session.release(destination);
         }
         self.note_discarding(now);
-        Due { unanswered: due.unanswered, is_dead: false }
+        Due { unanswered: due.unanswered, lost: None }
     }
 
     fn cancel_timer(&mut self, core: &mut Core) {

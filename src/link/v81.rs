@@ -58,6 +58,8 @@ pub(super) struct V81 {
     queue: VecDeque<(u32, Item)>,
     /// Bytes of payload in it.
     queued: usize,
+    /// How many at its front hold a slot only if they may.
+    settled: usize,
     /// What waits for its stream's credit.
     stalled: HashMap<u32, VecDeque<Item>>,
     outbox: Outbox,
@@ -75,7 +77,20 @@ pub(super) struct V81 {
 enum Item {
     Data(Chunk),
     Fin,
-    Reset,
+    /// Since when.
+    Reset(Time),
+}
+
+impl Item {
+    fn let_go_of_slot(&mut self, low: bool) {
+        if let Self::Data(chunk) = self
+            && chunk.holds_slot()
+            && (low || chunk.len() <= limits::SLOT_BYTES / 2)
+        {
+            let here = std::mem::take(chunk);
+            *chunk = here.into_heap();
+        }
+    }
 }
 
 impl V81 {
@@ -90,6 +105,7 @@ impl V81 {
             writer,
             queue: VecDeque::new(),
             queued: 0,
+            settled: 0,
             stalled: HashMap::new(),
             bytes_out: outbox.bytes() as u64,
             outbox,
@@ -110,9 +126,10 @@ impl V81 {
         }
     }
 
-    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it.
-    fn put(&mut self, stream: u32, item: Item) {
+    /// Queues what has its credit; what has none waits for it, and everything of the stream behind it: without a slot, as that may be for long.
+    fn put(&mut self, stream: u32, mut item: Item) {
         if let Some(items) = self.stalled.get_mut(&stream) {
+            item.let_go_of_slot(true);
             items.push_back(item);
         } else if let Some(rest) = self.put_within_credit(stream, item) {
             self.stalled.insert(stream, VecDeque::from([rest]));
@@ -164,6 +181,7 @@ impl V81 {
                     continue;
                 }
             } else if let Some((stream, item)) = self.queue.pop_front() {
+                self.settled = self.settled.saturating_sub(1);
                 self.seal_item(stream, item, &mut gathered);
                 if gathered.len() < GATHERED {
                     continue;
@@ -193,7 +211,7 @@ impl V81 {
                     gathered.extend_from_slice(&header.encode());
                 }
             }
-            Item::Reset => {
+            Item::Reset(_) => {
                 if let Some((header, code)) = self.session.reset_in_order(stream) {
                     gathered.extend_from_slice(&header.encode());
                     gathered.push(code);
@@ -242,6 +260,17 @@ impl V81 {
     fn push(&mut self, chunk: Chunk) {
         self.bytes_out += chunk.len() as u64;
         self.outbox.push(chunk);
+    }
+
+    /// Copies out what waits and should not hold a slot meanwhile: two tunnels' ends that both have all their slots full of what they are to
+    /// send would wait for each other for ever.
+    fn let_go_of_slots(&mut self, core: &Core) {
+        let low = core.slots_are_low();
+        let from = if low { 0 } else { self.settled };
+        for (_, item) in self.queue.iter_mut().skip(from) {
+            item.let_go_of_slot(low);
+        }
+        self.settled = self.queue.len();
     }
 
     fn drop_queued(&mut self, stream: u32) {
@@ -385,15 +414,24 @@ impl Link for V81 {
         false
     }
 
-    fn reset(&mut self, handle: Handle, why: Why, _unfinished: bool, _now: Time) -> Reset {
+    fn reset(&mut self, handle: Handle, why: Why, _unfinished: bool, now: Time) -> Reset {
         let stream = stream(handle);
         if why == Why::Broken {
-            self.put(stream, Item::Reset);
+            self.put(stream, Item::Reset(now));
         } else {
             self.drop_queued(stream);
             self.session.reset(stream, why.code());
         }
         Reset::Told
+    }
+
+    fn give_up_stalled(&mut self, now: Time, patience: Duration) {
+        let is_over = |items: &VecDeque<Item>| matches!(items.back(), Some(Item::Reset(since)) if now.since(*since) >= patience);
+        let over: Vec<u32> = self.stalled.iter().filter(|(_, items)| is_over(items)).map(|(stream, _)| *stream).collect();
+        for stream in over {
+            self.drop_queued(stream);
+            self.session.reset(stream, Why::Broken.code());
+        }
     }
 
     fn on_taken(&mut self, handle: Handle, bytes: usize, now: Time) {
@@ -415,7 +453,7 @@ impl Link for V81 {
 
     fn last_word(&mut self, fault: &LinkFault) -> bool {
         let code = match fault {
-            LinkFault::Rule(_) => goaway::FAULT,
+            LinkFault::Rule(fault) => fault.code(),
             LinkFault::Withdrawn => goaway::KEY,
             // What does not verify is not answered.
             _ => return false,
@@ -429,6 +467,7 @@ impl Link for V81 {
     fn flush(&mut self, core: &mut Core, tunnel: Key) {
         self.seal_queue();
         self.outbox.flush(core, self.socket);
+        self.let_go_of_slots(core);
         self.set_timer(core, tunnel);
     }
 
@@ -469,7 +508,11 @@ impl Link for V81 {
         match self.check(now) {
             Check::Wait(_) => {}
             Check::Ping => self.ping(now),
-            Check::Dead => return Due { unanswered: Vec::new(), is_dead: true },
+            Check::Dead => {
+                let is_slow = self.input.part_since().is_some_and(|since| now >= since + limits::RECORD_TIME);
+                let why = if is_slow { "a record was not whole in time" } else { "no sign of life from the other end" };
+                return Due { unanswered: Vec::new(), lost: Some(why) };
+            }
         }
         Due::default()
     }

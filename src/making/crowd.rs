@@ -1,9 +1,8 @@
-//! Connections that could still be anybody, of one kind: their number is bounded, and above it one of those there goes and not the new one,
-//! so that no number of silent connections keeps a genuine one out.
+//! Connections that could still be anybody, of one kind: their number is bounded, and above it a random older one goes and not the new one, so
+//! that no number of silent connections keeps a genuine one out. Were it the oldest, a steady stream of them would, as soon as a login takes
+//! longer than it takes them to come.
 //!
-//! What always holds between calls: every connection that has entered and not left is in `order`; keys of others there are passed over.
-
-use std::collections::VecDeque;
+//! What always holds between calls: every connection that has entered and not left is among `members`, of which there are at most twice as many.
 
 use rand::{Rng, RngExt};
 
@@ -13,90 +12,71 @@ use crate::shard::slab::Key;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Crowd {
-    /// In the order they came, as long as none was picked by chance.
-    order: VecDeque<Key>,
+    /// Keys of those that have left are passed over.
+    members: Vec<Key>,
     count: usize,
 }
 
 impl Crowd {
-    /// How many there are.
-    #[must_use]
-    pub const fn count(&self) -> usize {
-        self.count
-    }
-
-    /// One more. If that is too many, who has to go: the caller removes it, and [`Crowd::leave`] is called for it as for any other.
-    ///
-    /// `is_there`: whether a key still names one of these. `by_chance`: any of the others, so that nobody can time his connections to push a
-    /// certain one out; otherwise the oldest.
-    pub fn enter(&mut self, key: Key, is_there: impl Fn(Key) -> bool, by_chance: Option<&mut impl Rng>) -> Option<Key> {
+    /// One more. If that is too many, who has to go: the caller removes it, and calls [`Crowd::leave`] for it as for any other.
+    /// `is_there`: whether a key still names one of these.
+    pub fn enter(&mut self, key: Key, is_there: impl Fn(Key) -> bool, rng: &mut impl Rng) -> Option<Key> {
         self.count += 1;
-        while self.order.front().is_some_and(|&oldest| !is_there(oldest)) {
-            self.order.pop_front();
+        if self.members.len() >= 2 * limits::UNAUTHENTICATED_MAX {
+            self.members.retain(|&member| is_there(member));
         }
-        let who = if self.count > limits::UNAUTHENTICATED_MAX { self.pick(is_there, by_chance) } else { None };
-        self.order.push_back(key);
-        who
+        let mut goes = None;
+        while self.count > limits::UNAUTHENTICATED_MAX && goes.is_none() && !self.members.is_empty() {
+            let chosen = self.members.swap_remove(rng.random_range(0..self.members.len()));
+            goes = is_there(chosen).then_some(chosen);
+        }
+        self.members.push(key);
+        goes
     }
 
     /// One fewer: it is gone, or has become something else.
     pub const fn leave(&mut self) {
         self.count = self.count.saturating_sub(1);
     }
-
-    fn pick(&mut self, is_there: impl Fn(Key) -> bool, by_chance: Option<&mut impl Rng>) -> Option<Key> {
-        let Some(rng) = by_chance else { return self.order.pop_front() };
-        while !self.order.is_empty() {
-            let at = rng.random_range(0..self.order.len());
-            let picked = self.order.swap_remove_back(at)?;
-            if is_there(picked) {
-                return Some(picked);
-            }
-        }
-        None
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
     use rand::SeedableRng;
     use rand::rngs::StdRng;
+
+    use super::*;
 
     const MAX: u32 = 1024;
     const _: () = assert!(limits::UNAUTHENTICATED_MAX == MAX as usize);
 
-    const fn key(index: u32) -> Key {
-        Key { index, generation: 0 }
-    }
-
     #[test]
-    fn above_the_bound_the_oldest_goes_and_those_that_are_gone_are_passed_over() {
-        let mut crowd = Crowd::default();
-        for index in 0..MAX {
-            assert_eq!(crowd.enter(key(index), |_| true, None::<&mut StdRng>), None);
-        }
-        crowd.leave();
-        let is_there = |key: Key| key.index != 0;
-        assert_eq!(crowd.enter(key(MAX), is_there, None::<&mut StdRng>), None);
-        assert_eq!(crowd.enter(key(MAX + 1), is_there, None::<&mut StdRng>), Some(key(1)));
-    }
-
-    #[test]
-    fn by_chance_any_goes_but_the_new_one_and_each_only_once() {
+    fn above_the_bound_any_but_the_new_one_goes_and_each_only_once() {
         let mut crowd = Crowd::default();
         let mut rng = StdRng::seed_from_u64(1);
-        let mut gone = std::collections::BTreeSet::new();
+        let mut gone = BTreeSet::new();
         for index in 0..2 * MAX {
-            let went = crowd.enter(key(index), |key| !gone.contains(&key.index), Some(&mut rng));
-            assert_eq!(went.is_some(), index >= MAX, "at {index}");
-            if let Some(went) = went {
-                assert!(went.index < index && gone.insert(went.index));
+            let goes = crowd.enter(Key { index, generation: 0 }, |key| !gone.contains(&key.index), &mut rng);
+            assert_eq!(goes.is_some(), index >= MAX, "at {index}");
+            if let Some(goes) = goes {
+                assert!(goes.index < index && gone.insert(goes.index), "at {index}");
                 crowd.leave();
             }
         }
-        assert_eq!(crowd.count(), limits::UNAUTHENTICATED_MAX);
-        // The oldest half is not what went.
-        assert!(gone.iter().any(|index| *index >= MAX) && (0..MAX).any(|index| !gone.contains(&index)));
+        assert!(gone.iter().any(|index| *index >= MAX), "not only the oldest");
+    }
+
+    #[test]
+    fn those_that_have_left_take_no_place_and_are_forgotten() {
+        let mut crowd = Crowd::default();
+        let mut rng = StdRng::seed_from_u64(1);
+        for index in 0..10 * MAX {
+            let newest = |key: Key| key.index + 1 >= index;
+            assert_eq!(crowd.enter(Key { index, generation: 0 }, newest, &mut rng), None);
+            crowd.leave();
+        }
+        assert!(crowd.members.len() <= 2 * limits::UNAUTHENTICATED_MAX, "{}", crowd.members.len());
     }
 }

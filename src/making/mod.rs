@@ -8,14 +8,17 @@
 //! ```
 //!
 //! What always holds between turns:
-//! * every pending connection has its timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] accepted ones;
+//! * every pending connection has its timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] accepted ones: above that a random older one
+//!   goes;
 //! * tunnels and pending ones to one that is dialled stay within `max_tunnels`;
 //! * after [`Making::stop`] nothing is dialled and nothing accepted.
 
 pub mod crowd;
 pub mod dialer;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
@@ -39,8 +42,13 @@ use crate::shard::timers::TimerId;
 
 /// What a tunnel that was accepted has for a peer's number: no dialler has it.
 pub const ACCEPTED: usize = usize::MAX;
-/// The role's timers from this number on are the diallers' pauses: for [`Making::on_retry`].
-pub const RETRY: u8 = 2;
+/// The role's timers from this number on are for [`Making::on_role_timer`].
+pub const FIRST_TIMER: u8 = LOGINS;
+/// Another turn for the logins that wait for one.
+const LOGINS: u8 = 2;
+/// From here on the diallers' pauses.
+const RETRY: u8 = LOGINS + 1;
+const _: () = assert!(RETRY as usize + MAX_DIAL <= u8::MAX as usize);
 /// Marks the tickets of look-ups that are diallers': a key's bits reach up to 56, and bit 63 is the openings'.
 const TICKET: u64 = 1 << 62;
 
@@ -106,7 +114,18 @@ pub struct Making {
     crowd: Crowd,
     /// What `balance` saw last: tunnels, idle ones, winding ones, pending ones.
     balanced: Option<[usize; 4]>,
+    logins: Logins,
     stopping: bool,
+}
+
+/// Logins that cost something: how much of a turn they have taken, and who waits for the next.
+#[derive(Debug, Default)]
+struct Logins {
+    /// Set while somebody waits.
+    timer: Option<TimerId>,
+    later: VecDeque<(Key, Vec<u8>)>,
+    this_turn: usize,
+    refused: u64,
 }
 
 impl Making {
@@ -122,6 +141,7 @@ impl Making {
             pending: GenSlab::default(),
             crowd: Crowd::default(),
             balanced: None,
+            logins: Logins::default(),
             stopping: false,
         }
     }
@@ -130,6 +150,12 @@ impl Making {
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Logins that were refused, by us or by the other end, since the start.
+    #[must_use]
+    pub const fn refused(&self) -> u64 {
+        self.logins.refused
     }
 
     // ---- dialling
@@ -234,12 +260,24 @@ impl Making {
         warn!("{other} {}: {why}; next try in {} ms", dialer.target, pause.as_millis());
     }
 
-    /// A dialler's pause is over.
-    pub fn on_retry(&mut self, what: u8) {
+    /// A timer of the role from [`FIRST_TIMER`] on has fired; gives the tunnels that are made now.
+    #[must_use]
+    pub fn on_role_timer(&mut self, core: &mut Core, what: u8) -> Vec<Made> {
+        if what == LOGINS {
+            self.logins.timer = None;
+            let later = std::mem::take(&mut self.logins.later);
+            return later.into_iter().filter_map(|(key, bytes)| self.on_bytes(core, key, &bytes)).collect();
+        }
         if let Some(dialer) = what.checked_sub(RETRY).and_then(|peer| self.dialers.get_mut(usize::from(peer))) {
             dialer.pause = None;
             self.look_again();
         }
+        Vec::new()
+    }
+
+    /// A turn has ended.
+    pub const fn next_turn(&mut self) {
+        self.logins.this_turn = 0;
     }
 
     /// Spares that have been idle long enough, among tunnels that we dialled (0x80); those used last stay, as the inter-server takes those first.
@@ -289,8 +327,7 @@ impl Making {
         core.set_owner(socket, Owner::Login(key));
         let pending = &self.pending;
         let is_there = |key| pending.get(key).is_some_and(|pending| pending.peer == ACCEPTED);
-        let by_chance = if protocol.has_streams() { Some(core.rng()) } else { None };
-        if let Some(goes) = self.crowd.enter(key, is_there, by_chance) {
+        if let Some(goes) = self.crowd.enter(key, is_there, core.rng()) {
             debug!("closed one of more than {} connections that have not logged in", limits::UNAUTHENTICATED_MAX);
             self.drop_pending(core, goes, Closing::Reset);
         }
@@ -322,7 +359,7 @@ impl Making {
         pending.outbox.push(Chunk::copy_of(&out));
         pending.outbox.flush(core, pending.socket);
         if first.is_empty() {
-            core.receive_at_most(pending.socket, limits::EARLY);
+            core.receive_at_most(pending.socket, limits::LOGIN_BYTES);
             return None;
         }
         self.on_bytes(core, key, first)
@@ -355,7 +392,23 @@ impl Making {
         None
     }
 
-    fn on_bytes(&mut self, core: &mut Core, key: Key, mut input: &[u8]) -> Option<Made> {
+    /// At most so many costly logins are worked on in one turn: what comes beyond that waits for the next, in order.
+    fn on_bytes(&mut self, core: &mut Core, key: Key, bytes: &[u8]) -> Option<Made> {
+        let Stage::Login(login) = &self.pending.get(key)?.stage else { return None };
+        if login.is_costly() {
+            if self.logins.this_turn >= limits::LOGINS_PER_TURN {
+                self.logins.later.push_back((key, bytes.to_vec()));
+                if self.logins.timer.is_none() {
+                    self.logins.timer = Some(core.set_timer(Duration::ZERO, Owner::Role, LOGINS));
+                }
+                return None;
+            }
+            self.logins.this_turn += 1;
+        }
+        self.work_on(core, key, bytes)
+    }
+
+    fn work_on(&mut self, core: &mut Core, key: Key, mut input: &[u8]) -> Option<Made> {
         let pending = self.pending.get_mut(key)?;
         pending.has_heard = true;
         let Stage::Login(login) = std::mem::replace(&mut pending.stage, Stage::None) else { return None };
@@ -366,7 +419,7 @@ impl Making {
         match progress {
             Ok(Progress::More(login)) => {
                 pending.stage = Stage::Login(Box::new(login));
-                core.receive_at_most(pending.socket, limits::EARLY);
+                core.receive_at_most(pending.socket, limits::LOGIN_BYTES);
             }
             Ok(Progress::Done(proof)) => {
                 pending.stage = Stage::Leaving(Box::new(proof), input.to_vec());
@@ -376,7 +429,10 @@ impl Making {
                     return self.take_made(core, key);
                 }
             }
-            Err(error) => self.fail(core, key, &error),
+            Err(error) => {
+                self.logins.refused += 1;
+                self.fail(core, key, &error);
+            }
         }
         None
     }
@@ -388,6 +444,8 @@ impl Making {
             // Somebody who looked whether the port is open.
             return self.drop_pending(core, key, Closing::Graceful);
         }
+        // The inter-server decides first, and refuses by closing.
+        self.logins.refused += u64::from(self.side == Side::Exit);
         let closed = if let Stage::Login(login) = &pending.stage { login.closed(is_dialled) } else { "closed".to_owned() };
         let may_be_refused = is_dialled && !pending.has_heard && !closed.contains("--allow");
         let ours = if self.side == Side::Exit { "servers" } else { "inter-servers" };
@@ -472,6 +530,14 @@ impl Making {
             self.back_off(core, lost.peer, why);
         } else if !lost.has_carried {
             warn!("{other} {}: the last tunnel has ended: {why}", dialer.target);
+        }
+    }
+
+    /// A tunnel has been ended for what the other end did on it: one that breaks rules, or refuses us, must not have us dial as fast as it can do so
+    /// (0x81).
+    pub fn on_fault(&mut self, core: &mut Core, protocol: &Protocol, peer: usize, fault: &dyn std::fmt::Display) {
+        if protocol.has_streams() && !self.stopping && peer < self.dialers.len() {
+            self.back_off(core, peer, fault);
         }
     }
 

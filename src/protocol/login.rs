@@ -194,6 +194,15 @@ impl ExitLogin {
 }
 
 impl Login {
+    /// Whether the next bytes may be a login message, whose answer costs Diffie–Hellman.
+    #[must_use]
+    pub fn is_costly(&self) -> bool {
+        match self {
+            Self::Exit(_) => false,
+            Self::Entry(login) => login.is_costly(),
+        }
+    }
+
     /// Takes input in; puts into `out` what is to be sent.
     ///
     /// # Errors
@@ -250,6 +259,15 @@ impl EntryLogin {
                 v81::handshake::Progress::Done(proof) => Progress::Done(Proof::V81(Box::new(proof))),
             },
         })
+    }
+
+    /// Whether the next bytes may be a login message, whose answer costs Diffie–Hellman.
+    #[must_use]
+    pub fn is_costly(&self) -> bool {
+        match self {
+            Self::V80(..) => false,
+            Self::V81(handshake) => handshake.awaits_login(),
+        }
     }
 
     /// What it waits for, for the log.

@@ -2,9 +2,10 @@
 
 use tracing::debug;
 
-use super::{Flow, Lost, Relay, WATCH};
+use super::{Flow, Lost, Reading, Relay, WATCH};
 use crate::link::{Reset, Why};
 use crate::mutants::{self, Mutant};
+use crate::outbox::Outbox;
 use crate::protocol::Side;
 use crate::shard::core::{Closing, Core};
 use crate::shard::slab::Key;
@@ -63,6 +64,8 @@ impl<E> Relay<E> {
     pub fn give_up(&mut self, core: &mut Core, flow: Key, why: Why) -> Option<Lost> {
         let here = self.flows.get_mut(flow)?;
         let (tunnel, handle) = (here.tunnel.take(), here.handle);
+        // Without its client a flow that is still being opened is wanted by nobody, nor is what was to go there.
+        let why = if why == Why::Broken && !here.is_opened { Why::Cancelled } else { why };
         let unfinished = why == Why::Broken
             && match self.side {
                 // One of the ends is missing, or there would be no tunnel: a request that was cut, or a reply that nobody takes.
@@ -82,6 +85,31 @@ impl<E> Relay<E> {
         }
         self.touch(core, tunnel);
         lost
+    }
+
+    /// The flow's connection takes no bytes any more: what it gave before that is in the kernel, and is passed on before the flow is given up.
+    /// As with a server that answers an upload with a refusal and closes. `None`: there is nothing to wait for.
+    pub(super) fn hear_out(&mut self, core: &mut Core, flow: Key) -> Option<()> {
+        let here = self.flows.get_mut(flow)?;
+        let place = here.tunnel.and_then(|tunnel| self.tunnels.get(tunnel))?;
+        if here.own_end || !here.is_opened || !place.link.has_windows() {
+            return None;
+        }
+        here.is_broken = true;
+        here.own_bytes = 0;
+        self.held -= here.outbox.bytes();
+        here.outbox = Outbox::default();
+        self.watch(core, flow);
+        self.read_on(core, flow);
+        Some(())
+    }
+
+    /// Flows whose clients are gone while they are being opened, which nobody notices as they are not read: they sent all that they may.
+    #[must_use]
+    pub fn lost_openings(&self, core: &Core) -> Vec<Key> {
+        let unread = |flow: &Flow<E>| !flow.is_opened && matches!(flow.reading, Reading::WaitingForCredit | Reading::WaitingForRoom);
+        let unread = self.flows.iter().filter(|(_, flow)| unread(flow));
+        unread.filter(|(_, flow)| flow.socket.is_some_and(|socket| core.is_lost(socket))).map(|(key, _)| key).collect()
     }
 
     /// Takes a flow out of the relay, to be opened again elsewhere or answered. Its socket stays open.

@@ -146,6 +146,8 @@ impl<E> Relay<E> {
         let here = self.flows.get_mut(flow)?;
         here.reading = Reading::Off;
         match what {
+            // How it ends is known already, and may be told as a plain end now.
+            Incoming::End | Incoming::Failed(_) if here.is_broken => self.give_up(core, flow, Why::Broken),
             Incoming::Data(chunk) => {
                 if !here.is_deaf {
                     here.last_progress = core.now();
@@ -190,7 +192,7 @@ impl<E> Relay<E> {
             }
             Err(error) => {
                 debug!(flow = ?flow, %error, "connection failed");
-                self.give_up(core, flow, Why::Broken)
+                if self.hear_out(core, flow).is_some() { None } else { self.give_up(core, flow, Why::Broken) }
             }
         }
     }
@@ -215,6 +217,9 @@ impl<E> Relay<E> {
     pub(super) fn on_data(&mut self, core: &mut Core, tunnel: Key, flow: Key, chunk: Chunk) {
         let Some(here) = self.flows.get_mut(flow) else { return };
         here.has_received = true;
+        if here.is_broken {
+            return;
+        }
         here.last_progress = core.now();
         self.held += chunk.len();
         here.outbox.push(chunk);
@@ -237,6 +242,20 @@ impl<E> Relay<E> {
             if let Some(tunnel) = here.tunnel {
                 self.unblock(core, tunnel);
             }
+        }
+    }
+
+    /// To be called every few seconds: a side that does not read may hold its window, but no slots, and may keep a reset from its connection
+    /// only as long as a half-open flow may stand still.
+    pub fn look_at_flows(&mut self, core: &mut Core) {
+        for flow in self.flows.values_mut() {
+            flow.outbox.look();
+        }
+        for tunnel in self.tunnels.keys() {
+            if let Some(place) = self.tunnels.get_mut(tunnel) {
+                place.link.give_up_stalled(core.now(), self.patience.linger);
+            }
+            self.touch(core, tunnel);
         }
     }
 
@@ -303,6 +322,7 @@ impl<E> Flow<E> {
             peer_end: false,
             own_bytes: 0,
             is_cut: false,
+            is_broken: false,
             is_deaf: false,
             blocking_since: None,
             last_progress: now,

@@ -17,6 +17,7 @@
 
 mod ends;
 mod flows;
+mod leaving;
 mod tunnels;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
+use self::leaving::Leaving;
 use crate::limits;
 use crate::link::{Handle, LINK_TIMER, Link, Pressure, Why};
 use crate::outbox::Outbox;
@@ -109,6 +111,8 @@ pub struct Flow<E> {
     own_bytes: usize,
     /// Given up by the peer or lost with its tunnel: what came before is still written, then its connection is reset.
     is_cut: bool,
+    /// Its connection takes no bytes any more. What it gave before that is still passed on, then the flow is given up.
+    is_broken: bool,
     /// What its connection still sends is dropped; only its end is waited for, so that closing does not destroy what was written.
     is_deaf: bool,
     /// Since when its full outbox has kept the tunnel unread.
@@ -164,6 +168,8 @@ pub struct Relay<E> {
     pub flows: GenSlab<Flow<E>>,
     side: Side,
     patience: Patience,
+    /// Tunnels that are over, whose peers are being told why.
+    leaving: Leaving,
     /// Idle tunnels, the one used last at the end.
     idle: Vec<Key>,
     dirty_tunnels: Vec<Key>,
@@ -171,6 +177,8 @@ pub struct Relay<E> {
     abandoned: Vec<E>,
     bytes_before: (u64, u64),
     has_openings: bool,
+    /// Whether the tunnels' flows have windows: all of a process's do, or none.
+    has_windows: bool,
     /// Bytes that wait in the flows' outboxes.
     held: usize,
     pressure: Pressure,
@@ -185,12 +193,14 @@ impl<E> Relay<E> {
             flows: GenSlab::default(),
             side,
             patience,
+            leaving: Leaving::default(),
             idle: Vec::new(),
             dirty_tunnels: Vec::new(),
             dirty_flows: Vec::new(),
             abandoned: Vec::new(),
             bytes_before: (0, 0),
             has_openings: false,
+            has_windows: false,
             held: 0,
             pressure: Pressure::None,
         }
@@ -204,6 +214,8 @@ impl<E> Relay<E> {
                 here.is_dirty = false;
                 here.link.flush(core, tunnel);
             }
+            // A stream's last frame is its end: what is on the tunnel may be less now.
+            self.look_at(core, tunnel);
         }
         for flow in std::mem::take(&mut self.dirty_flows) {
             if let Some(here) = self.flows.get_mut(flow) {
@@ -230,6 +242,9 @@ impl<E> Relay<E> {
 
     /// What the flows hold has a budget. With windows of their own they fill it in stages; beyond it the one that holds most is given up.
     fn relieve(&mut self, core: &mut Core) {
+        if !self.has_windows {
+            return;
+        }
         let pressure = match self.held {
             held if held >= limits::HELD_BYTES / 4 * 3 => Pressure::Full,
             held if held >= limits::HELD_BYTES / 2 => Pressure::High,
@@ -285,6 +300,6 @@ impl<E> Relay<E> {
 impl<E> Flow<E> {
     /// How long the flow may go without progress in its present state.
     const fn limit(&self, patience: &Patience) -> Option<Duration> {
-        if self.own_end || self.peer_end || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
+        if self.own_end || self.peer_end || self.is_broken || self.tunnel.is_none() { Some(patience.linger) } else { patience.idle }
     }
 }

@@ -21,6 +21,7 @@ impl<E> Relay<E> {
         let socket = link.socket();
         let now = core.now();
         link.set_pressure(self.pressure);
+        self.has_windows = link.has_windows();
         if !rest.is_empty() {
             link.take_in(Chunk::copy_of(rest), now);
         }
@@ -57,7 +58,10 @@ impl<E> Relay<E> {
     }
 
     /// Takes bytes from a tunnel in. Then ask [`Relay::next_notice`] until there is none.
-    pub fn on_tunnel_data(&mut self, core: &Core, tunnel: Key, chunk: Chunk) {
+    pub fn on_tunnel_data(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk) {
+        if self.leaving.on_data(core, tunnel) {
+            return;
+        }
         if let Some(tunnel) = self.tunnels.get_mut(tunnel) {
             tunnel.link.take_in(chunk, core.now());
         }
@@ -117,9 +121,13 @@ impl<E> Relay<E> {
     /// # Errors
     /// The socket's failure.
     pub fn on_tunnel_sent(&mut self, core: &mut Core, tunnel: Key, chunk: Chunk, result: Result<u32, Errno>) -> Result<(), Errno> {
-        let Some(here) = self.tunnels.get_mut(tunnel) else { return Ok(()) };
+        let Some(here) = self.tunnels.get_mut(tunnel) else {
+            self.leaving.on_sent(core, tunnel, chunk, result);
+            return Ok(());
+        };
         let woken = here.link.on_sent(chunk, result, core.now())?;
         here.link.flush(core, tunnel);
+        self.look_at(core, tunnel);
         self.wake(core, woken);
         Ok(())
     }
@@ -169,16 +177,26 @@ impl<E> Relay<E> {
     /// Ends a tunnel because of what the peer sent, and says so to it where the protocol has a word for that: its flows end at once, the tunnel
     /// when the peer has had a second to read why.
     pub fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) -> Option<Lost> {
-        if let Some(here) = self.tunnels.get_mut(tunnel)
-            && here.link.last_word(fault)
-        {
-            here.link.flush(core, tunnel);
+        let has_words = self.tunnels.get_mut(tunnel)?.link.last_word(fault);
+        let (lost, link) = self.take_tunnel(core, tunnel)?;
+        if has_words {
+            self.leaving.insert(core, tunnel, link);
+        } else {
+            core.close(link.socket(), Closing::Graceful);
         }
-        self.end_tunnel(core, tunnel, Closing::Graceful)
+        Some(lost)
     }
 
     /// Ends a tunnel: its flows are reset, and the role gets those that nothing has touched.
     pub fn end_tunnel(&mut self, core: &mut Core, tunnel: Key, how: Closing) -> Option<Lost> {
+        self.leaving.close(core, tunnel);
+        let (lost, link) = self.take_tunnel(core, tunnel)?;
+        core.close(link.socket(), how);
+        Some(lost)
+    }
+
+    /// Takes a tunnel and its flows apart; its socket stays open.
+    fn take_tunnel(&mut self, core: &mut Core, tunnel: Key) -> Option<(Lost, Box<dyn Link>)> {
         let mut here = self.tunnels.remove(tunnel)?;
         core.cancel_timer(&mut here.blocked_timer);
         core.cancel_timer(&mut here.discarding_timer);
@@ -188,7 +206,6 @@ impl<E> Relay<E> {
         let (bytes_in, bytes_out) = here.link.bytes();
         self.bytes_before.0 += bytes_in;
         self.bytes_before.1 += bytes_out;
-        core.close(here.link.socket(), how);
         let (mut untouched, mut unanswered) = (Vec::new(), Vec::new());
         for key in here.link.flow_keys() {
             let Some(flow) = self.flows.get_mut(key) else { continue };
@@ -214,7 +231,8 @@ impl<E> Relay<E> {
                 self.remove_flow(core, key, Closing::Reset);
             }
         }
-        Some(Lost { peer: here.peer, was_up: core.now().since(here.up_since), has_carried: here.has_carried, untouched, unanswered })
+        let was_up = core.now().since(here.up_since);
+        Some((Lost { peer: here.peer, was_up, has_carried: here.has_carried, untouched, unanswered }, here.link))
     }
 
     /// The tunnels whose other end is gone without a completion to say so. All are asked: bytes that the kernel has taken and nobody
@@ -224,12 +242,15 @@ impl<E> Relay<E> {
         self.tunnels.iter().filter(|(_, tunnel)| core.is_lost(tunnel.link.socket())).map(|(key, _)| key).collect()
     }
 
-    /// A tunnel's timer has fired. `true`: it is done with and must be ended.
-    pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> bool {
-        let Some(here) = self.tunnels.get_mut(tunnel) else { return false };
+    /// A tunnel's timer has fired. `Some`: it is done with and must be ended, for this reason.
+    pub fn on_tunnel_timer(&mut self, core: &mut Core, tunnel: Key, what: u8) -> Option<&'static str> {
+        let Some(here) = self.tunnels.get_mut(tunnel) else {
+            self.leaving.on_timer(core, tunnel, what);
+            return None;
+        };
         if what == ENDING {
             here.ending_timer = None;
-            return true;
+            return Some("the other end did not close in time");
         }
         if what == DISCARDING {
             here.discarding_timer = None;
@@ -244,8 +265,8 @@ impl<E> Relay<E> {
             }
         } else if what == LINK_TIMER {
             let due = here.link.on_timer(core.now());
-            if due.is_dead {
-                return true;
+            if due.lost.is_some() {
+                return due.lost;
             }
             for flow in due.unanswered {
                 debug!(flow = ?flow, "ended: no reply");
@@ -255,7 +276,8 @@ impl<E> Relay<E> {
         self.touch(core, tunnel);
         let is_spent = |here: &Tunnel| (here.retired || here.link.is_over()) && here.ending_timer.is_none() && here.link.flows() == 0;
         // The last flow's end may still be queued.
-        self.tunnels.get(tunnel).is_some_and(is_spent) && !self.begin_end(core, tunnel)
+        let is_to_end = self.tunnels.get(tunnel).is_some_and(is_spent) && !self.begin_end(core, tunnel);
+        is_to_end.then_some("nothing was left on it but what is dropped")
     }
 
     /// On a shared tunnel two flows can lock each other up for good (0x80 §3): who has kept it unread too long is cut.
@@ -277,6 +299,12 @@ impl<E> Relay<E> {
             here.is_dirty = true;
             self.dirty_tunnels.push(tunnel);
         }
+        self.look_at(core, tunnel);
+    }
+
+    /// The same where nothing has been queued.
+    pub(super) fn look_at(&mut self, core: &mut Core, tunnel: Key) {
+        let Some(here) = self.tunnels.get_mut(tunnel) else { return };
         let is_idle = here.link.is_idle();
         if is_idle != here.is_idle {
             here.is_idle = is_idle;

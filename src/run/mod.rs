@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use crate::config::{Config, Protocol, Role};
 use crate::control::{Announce, Control, Event, Events, Group};
 use crate::exit::Failure;
-use crate::limits::{QUEUE_BYTES, SLOT_BYTES};
+use crate::limits::{HELD_BYTES, QUEUE_BYTES, SLOT_BYTES};
 use crate::listen::ListenerKind;
 use crate::protocol::v80::Profile;
 use crate::rlimits;
@@ -160,11 +160,13 @@ fn say_start(config: &Config) {
     tracing::info!(role = name(&config.role), shards, cores = affinity::as_text(&config.cores), "started");
     let slots = config.buffer_memory / SLOT_BYTES;
     let (slot_kib, ring_kib) = (SLOT_BYTES >> 10, usize::try_from(startup::locked_kib(Sizes::default())).unwrap_or(0));
+    let beyond = match &config.protocol {
+        Protocol::V80 { .. } => format!("{} KiB for each socket that does not take its bytes", (QUEUE_BYTES + SLOT_BYTES) >> 10),
+        Protocol::V81 { .. } => format!("{} KiB for all sockets that do not take their bytes", shards * (HELD_BYTES >> 10)),
+    };
     tracing::info!(
-        "memory: {shards} x ({slots} slots x {slot_kib} KiB + ring {ring_kib} KiB) = {} KiB, taken once; \
-         beyond that at most {} KiB for each socket that does not take its bytes",
+        "memory: {shards} x ({slots} slots x {slot_kib} KiB + ring {ring_kib} KiB) = {} KiB, taken once; beyond that at most {beyond}",
         shards * (slots * slot_kib + ring_kib),
-        (QUEUE_BYTES + SLOT_BYTES) >> 10,
     );
     let dial = match &config.role {
         Role::Server(settings) => &settings.dial,

@@ -30,6 +30,7 @@ use crate::making::{self, Made, Making};
 use crate::protocol::Side;
 use crate::protocol::login::Protocol;
 use crate::protocol::socks5::Target;
+use crate::protocol::v81::handshake::curve_operations;
 use crate::relay::{Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
@@ -68,10 +69,10 @@ pub fn run(plan: Plan, settings: Settings, protocol: Protocol) -> std::io::Resul
     shard::run(plan, |listeners| Server::new(settings, protocol, listeners))
 }
 
-/// The role's timers: look at the tunnels; the end of the grace time. Those from [`making::RETRY`] on are the diallers'.
+/// The role's timers: look at the tunnels; the end of the grace time. Those from [`making::FIRST_TIMER`] on are [`Making`]'s.
 const LOOK: u8 = 0;
 const GRACE: u8 = 1;
-const _: () = assert!(making::RETRY > GRACE);
+const _: () = assert!(making::FIRST_TIMER > GRACE);
 
 /// See the module.
 #[derive(Debug)]
@@ -140,8 +141,8 @@ impl Server {
                 }
             }
             Event::Timer { what, .. } => {
-                if self.relay.on_tunnel_timer(core, tunnel, what) {
-                    self.end_tunnel(core, tunnel, &"only dropped requests were left on it");
+                if let Some(why) = self.relay.on_tunnel_timer(core, tunnel, what) {
+                    self.end_tunnel(core, tunnel, &why);
                 }
             }
             Event::Accepted { .. } | Event::Connected { .. } | Event::Message(_) => {}
@@ -174,7 +175,11 @@ impl Server {
 
     fn end_faulty(&mut self, core: &mut Core, tunnel: Key, fault: &LinkFault) {
         let lost = self.relay.end_faulty(core, tunnel, fault);
+        let peer = lost.as_ref().map(|lost| lost.peer);
         self.after_loss(core, lost, fault);
+        if let Some(peer) = peer {
+            self.making.on_fault(core, &self.protocol, peer, fault);
+        }
     }
 
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
@@ -189,7 +194,8 @@ impl Server {
     // ---- flows
 
     fn open(&mut self, core: &mut Core, tunnel: Key, handle: Handle, target: Target) {
-        let begun = if self.stopping { Err(Fault::General) } else { self.openings.begin(core, target) };
+        // On 0x81 those that cross our GOAWAY are served as any other: its answer is what ends them.
+        let begun = if self.stopping && !self.protocol.has_streams() { Err(Fault::General) } else { self.openings.begin(core, target) };
         match begun {
             Ok(opening) => {
                 let flow = self.relay.accept_flow(core, tunnel, handle, opening);
@@ -236,13 +242,18 @@ impl Server {
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
                 }
+                self.relay.look_at_flows(core);
                 core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
             }
             GRACE => {
                 warn!("{} flows did not finish in time", self.relay.flows.len());
                 self.stopped = true;
             }
-            retry => self.making.on_retry(retry),
+            what => {
+                for made in self.making.on_role_timer(core, what) {
+                    self.on_made(core, Some(made));
+                }
+            }
         }
     }
 
@@ -340,6 +351,7 @@ impl Role for Server {
     }
 
     fn flush(&mut self, core: &mut Core) {
+        self.making.next_turn();
         if self.stopping {
             self.wind_down(core);
         } else {
@@ -355,6 +367,8 @@ impl Role for Server {
     fn state(&self, state: &mut State) {
         self.relay.state(state);
         state.tunnels_pending = self.making.pending() as u64;
+        state.logins_refused = self.making.refused();
+        state.curve_operations = curve_operations();
     }
 
     fn is_finished(&self) -> bool {

@@ -112,6 +112,11 @@ impl<T> GenSlab<T> {
         self.values.iter().map(|(index, value)| (self.key(index), &**value))
     }
 
+    /// All values, to be changed, by place.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.values.iter_mut().map(|(_, value)| &mut **value)
+    }
+
     /// The keys of all values, by place.
     #[must_use]
     pub fn keys(&self) -> Vec<Key> {

@@ -33,6 +33,10 @@ pub struct State {
     pub stale_completions: u64,
     /// Clients and tunnels given to other shards. Only grows.
     pub handed_over: u64,
+    /// Logins of tunnels that came to nothing because of what the other end sent, or because it closed. Only grows.
+    pub logins_refused: u64,
+    /// Operations on the curve that logins of 0x81 have cost. Only grows.
+    pub curve_operations: u64,
     /// Bytes from tunnels, after the handshake. Only grows.
     pub bytes_from_tunnels: u64,
     /// Bytes to tunnels. Only grows.
@@ -57,6 +61,8 @@ impl State {
             sockets,
             stale_completions,
             handed_over,
+            logins_refused,
+            curve_operations,
             bytes_from_tunnels,
             bytes_to_tunnels,
         } = other;
@@ -74,6 +80,8 @@ impl State {
         self.sockets += sockets;
         self.stale_completions += stale_completions;
         self.handed_over += handed_over;
+        self.logins_refused += logins_refused;
+        self.curve_operations += curve_operations;
         self.bytes_from_tunnels += bytes_from_tunnels;
         self.bytes_to_tunnels += bytes_to_tunnels;
     }

@@ -16,12 +16,16 @@ mod ends;
 mod limits;
 mod mixups;
 mod names;
+mod names_at_exit;
+mod outcomes;
 mod policy;
+mod replies;
 mod shards;
 mod sharing;
 mod socks5;
 mod stalls;
 mod stop;
+mod streams;
 mod tunnels;
 mod wire;
 
@@ -34,6 +38,7 @@ fn what_is_skipped_on_0x81_is_listed_with_its_reason_exactly() {
         include_str!("limits.rs"),
         include_str!("mixups.rs"),
         include_str!("names.rs"),
+        include_str!("outcomes.rs"),
         include_str!("policy.rs"),
         include_str!("shards.rs"),
         include_str!("sharing.rs"),

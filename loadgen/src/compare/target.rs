@@ -20,7 +20,7 @@ pub struct Target {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Kind {
-    Zhwkprox(PathBuf),
+    Zhwkprox(PathBuf, Version),
     ShadowsocksRust(&'static str),
     ShadowsocksLibev(&'static str),
     Ssh,
@@ -28,7 +28,17 @@ enum Kind {
     Direct,
 }
 
-/// The names, beside `zhwkprox` and `zhwkprox=PATH`.
+/// What ours speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Version {
+    V80,
+    V81,
+}
+
+/// Ours, by the version it speaks; each also as `NAME:LABEL=PATH` and `NAME=PATH`.
+const OURS: &[(&str, Version)] = &[("zhwkprox", Version::V81), ("zhwkprox/0x80", Version::V80)];
+
+/// The names, beside ours.
 const NAMED: &[(&str, Kind)] = &[
     ("shadowsocks-rust/aes-128-gcm", Kind::ShadowsocksRust("aes-128-gcm")),
     ("shadowsocks-rust/2022-blake3-aes-128-gcm", Kind::ShadowsocksRust("2022-blake3-aes-128-gcm")),
@@ -53,9 +63,9 @@ impl Target {
         let mut targets: Vec<Self> = Vec::new();
         for name in names {
             if name == "installed" {
-                let ours = Self::zhwkprox("zhwkprox", None);
+                let ours = OURS.iter().map(|(name, version)| Self::zhwkprox(name, *version, None));
                 let all = NAMED.iter().map(|(name, kind)| Self { name: (*name).to_owned(), kind: kind.clone() });
-                for target in std::iter::once(ours).chain(all).filter(|target| target.missing().is_none()) {
+                for target in ours.chain(all).filter(|target| target.missing().is_none()) {
                     if targets.iter().all(|before| before.name != target.name) {
                         targets.push(target);
                     }
@@ -86,7 +96,7 @@ impl Target {
         let (tunnel, socks) = (Tcp(tunnel), Tcp(socks));
         match &self.kind {
             Kind::Direct => return Ok((running, Via::Direct)),
-            Kind::Zhwkprox(program) => zhwkprox(&mut running, program, &tunnel, &socks)?,
+            Kind::Zhwkprox(program, version) => zhwkprox(&mut running, program, *version, &tunnel, &socks)?,
             Kind::ShadowsocksRust(method) => {
                 let common = ["-s", &tunnel.address(), "-k", KEY, "-m", method];
                 running.start("ssserver", program("ssserver")?.args(common))?;
@@ -108,7 +118,7 @@ impl Target {
     #[must_use]
     pub fn version(&self) -> String {
         let asked = match &self.kind {
-            Kind::Zhwkprox(path) => Ok((Command::new(path), "--version")),
+            Kind::Zhwkprox(path, _) => Ok((Command::new(path), "--version")),
             Kind::ShadowsocksRust(_) => program("ssserver").map(|ssserver| (ssserver, "--version")),
             Kind::ShadowsocksLibev(_) => program("ss-server").map(|ss_server| (ss_server, "--help")),
             Kind::Ssh => program("ssh").map(|ssh| (ssh, "-V")),
@@ -120,29 +130,33 @@ impl Target {
     }
 
     fn named(name: &str) -> Result<Self, String> {
-        match name.split_once('=') {
-            Some((label, path)) if label == "zhwkprox" || label.starts_with("zhwkprox:") => Ok(Self::zhwkprox(label, Some(path.into()))),
-            None if name == "zhwkprox" => Ok(Self::zhwkprox(name, None)),
-            _ => match NAMED.iter().find(|(known, _)| *known == name) {
-                Some((_, kind)) => Ok(Self { name: name.to_owned(), kind: kind.clone() }),
-                None => {
-                    let known: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
-                    Err(format!("{name}: expected zhwkprox, zhwkprox=PATH, zhwkprox:LABEL=PATH, installed, {}", known.join(", ")))
-                }
-            },
+        let (label, path) = name.split_once('=').map_or((name, None), |(label, path)| (label, Some(path.into())));
+        let base = label.split_once(':').map_or(label, |(base, _)| base);
+        if let Some((_, version)) = OURS.iter().find(|(known, _)| *known == base)
+            && (path.is_some() || base == label)
+        {
+            return Ok(Self::zhwkprox(label, *version, path));
+        }
+        match NAMED.iter().find(|(known, _)| *known == name) {
+            Some((_, kind)) => Ok(Self { name: name.to_owned(), kind: kind.clone() }),
+            None => {
+                let known: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
+                let ours = "zhwkprox, zhwkprox/0x80, both also as NAME=PATH and NAME:LABEL=PATH";
+                Err(format!("{name}: expected {ours}, installed, {}", known.join(", ")))
+            }
         }
     }
 
     /// Ours: at a path, or beside this program.
-    fn zhwkprox(name: &str, path: Option<PathBuf>) -> Self {
+    fn zhwkprox(name: &str, version: Version, path: Option<PathBuf>) -> Self {
         let beside = || std::env::current_exe().unwrap_or_default().with_file_name("zhwkprox");
-        Self { name: name.to_owned(), kind: Kind::Zhwkprox(path.unwrap_or_else(beside)) }
+        Self { name: name.to_owned(), kind: Kind::Zhwkprox(path.unwrap_or_else(beside), version) }
     }
 
     /// The program that is wanted and not there.
     fn missing(&self) -> Option<String> {
         let wanted: &[&str] = match &self.kind {
-            Kind::Zhwkprox(path) => return (!path.is_file()).then(|| path.display().to_string()),
+            Kind::Zhwkprox(path, _) => return (!path.is_file()).then(|| path.display().to_string()),
             Kind::ShadowsocksRust(_) => &["ssserver", "sslocal"],
             Kind::ShadowsocksLibev(_) => &["ss-server", "ss-local"],
             Kind::Ssh => &["sshd", "ssh", "ssh-keygen"],
@@ -166,20 +180,24 @@ impl Tcp {
     }
 }
 
-fn zhwkprox(running: &mut Running, program: &Path, tunnel: &Tcp, socks: &Tcp) -> io::Result<()> {
+fn zhwkprox(running: &mut Running, program: &Path, version: Version, tunnel: &Tcp, socks: &Tcp) -> io::Result<()> {
     let key = running.folder().join("key");
-    let made = Command::new(program).args(["keygen", "--protocol", "0x80", "--out"]).arg(&key).output()?;
+    // What it speaks by itself is not named, so that older builds can be measured too.
+    let (protocol, tunnels): (&[&str], &[&str]) = match version {
+        Version::V80 => (&["--protocol", "0x80"], &["--max-tunnels", TUNNELS]),
+        Version::V81 => (&[], &[]),
+    };
+    let made = Command::new(program).arg("keygen").args(protocol).arg("--out").arg(&key).output()?;
     if !made.status.success() {
         return Err(io::Error::other(format!("zhwkprox keygen: {}", String::from_utf8_lossy(&made.stderr).trim())));
     }
     let role = |name: &str| {
         let mut role = Command::new(program);
-        role.args([name, "--protocol", "0x80", "--key-file"]).arg(&key);
+        role.arg(name).args(protocol).arg("--key-file").arg(&key);
         role
     };
     running.start("inter-server", role("inter-server").args(["--listen", &tunnel.address(), "--socks", &socks.address()]))?;
-    let exit = ["--dial", &tunnel.address(), "--allow", "127.0.0.0/8", "--max-tunnels", TUNNELS];
-    running.start("server", role("server").args(exit))
+    running.start("server", role("server").args(["--dial", &tunnel.address(), "--allow", "127.0.0.0/8"]).args(tunnels))
 }
 
 /// `ssh -D` to a private sshd, with the cipher that the others have.

@@ -117,7 +117,7 @@ impl Input {
         self.chunk.part(range.start, range.end)
     }
 
-    /// Receives more, behind a part of a record if there is one.
+    /// Receives more, behind a part of a record if there is one. It never waits for a slot: the credit that lets go of others' is in it.
     pub(super) fn receive(&mut self, core: &mut Core, socket: Key) {
         if self.is_receiving || !self.plaintexts.is_empty() {
             return;
@@ -127,7 +127,7 @@ impl Input {
         let part = &chunk.as_slice()[self.part..];
         self.held = part.len();
         if part.is_empty() {
-            core.receive_at_most(socket, RECORD_BYTES);
+            core.receive_without_fail(socket, RECORD_BYTES);
             return;
         }
         let missing = match self.reader.whole(part) {

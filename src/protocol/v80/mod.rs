@@ -23,7 +23,7 @@ pub enum Profile {
 
 impl Profile {
     /// Most bytes that one frame to `destination` may carry. Ours is, with its header, just what one receive takes at the other end: under load
-    /// each then comes in one piece and leaves with one send. Longer, each came in two, of which one was copied: 1.2 times the CPU.
+    /// each then comes in one piece and leaves with one send. Longer, each came in two, of which one was copied.
     #[must_use]
     pub const fn payload_max(self, destination: frame::Destination) -> usize {
         match self {

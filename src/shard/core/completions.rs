@@ -2,7 +2,9 @@
 
 use super::sockets::Life;
 use super::{Core, Event, Incoming, Owner};
+use crate::limits::RECORD_BYTES_MAX;
 use crate::mutants::{self, Mutant};
+use crate::shard::buffers::Chunk;
 use crate::shard::io::{Done, Errno, Payload, Token};
 use crate::shard::slab::Key;
 
@@ -46,6 +48,10 @@ impl Core {
             }
             (Err(error), Payload::Filled(_)) => Incoming::Failed(error),
             (Ok(count), Payload::Received(slot)) => Incoming::Data(slot.received(count as usize)),
+            (Err(Errno(libc::ENOBUFS)), _) if self.entries[index as usize].never_parks => {
+                self.submit_receive_into(socket, Chunk::with_capacity(RECORD_BYTES_MAX));
+                return None;
+            }
             (Err(Errno(libc::ENOBUFS)), _) if !mutants::on(Mutant::EnobufsNotParked) => {
                 let entry = &mut self.entries[index as usize];
                 entry.parked = true;

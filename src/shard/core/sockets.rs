@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) receiving: bool,
     /// The most that one receive takes.
     pub(super) receive_max: u32,
+    /// Such a receive takes memory of the heap where there is no slot.
+    pub(super) never_parks: bool,
     pub(super) sending: bool,
     /// The outstanding send waits until all is taken.
     pub(super) sends_whole: bool,
@@ -93,7 +95,16 @@ impl Core {
         let Some(entry) = self.entry_mut(socket) else { return };
         if !entry.receiving && !entry.parked {
             entry.receive_max = max;
+            entry.never_parks = false;
             self.submit_receive(socket);
+        }
+    }
+
+    /// As [`Self::receive_at_most`], but what comes is taken also where no slot is free: for those on whom the slots of others wait.
+    pub fn receive_without_fail(&mut self, socket: Key, max: u32) {
+        self.receive_at_most(socket, max);
+        if let Some(entry) = self.entry_mut(socket) {
+            entry.never_parks = true;
         }
     }
 
@@ -222,6 +233,7 @@ impl Core {
             has_failed: false,
             parked: false,
             receive_max: 0,
+            never_parks: false,
             closing: None,
             leaving: None,
             accepts: None,

@@ -61,6 +61,17 @@ pub(crate) fn reset_when_closed(stream: &TcpStream) {
     SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
+/// Bytes that the other end's kernel has not acknowledged.
+pub(crate) fn unsent(stream: &TcpStream) -> u64 {
+    let ends = [stream.local_addr().unwrap(), stream.peer_addr().unwrap()].map(|end| format!(":{:04X}", end.port()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table
+        .lines()
+        .map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>())
+        .find(|fields| fields.len() > 3 && fields[0].ends_with(&ends[0]) && fields[1].ends_with(&ends[1]));
+    line.map_or(0, |fields| u64::from_str_radix(fields[3].split(':').next().unwrap(), 16).unwrap())
+}
+
 /// Makes the kernel take few bytes for us when we do not read. Not fewer than a segment of loopback: a window below that is given in
 /// drips by timers.
 pub(crate) fn small_receive_buffer(stream: &TcpStream) {
@@ -71,31 +82,50 @@ pub(crate) fn small_receive_buffer(stream: &TcpStream) {
 #[derive(Debug)]
 pub(crate) struct Hole {
     pub(crate) address: SocketAddr,
-    _listener: Socket,
-    _fillers: Vec<Socket>,
+    listener: TcpListener,
+    fillers: Vec<Socket>,
 }
 
 impl Hole {
     /// Opens one on a loopback address.
     pub(crate) fn new() -> Self {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        Self::at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// At a given address.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        let domain = Domain::for_address(address);
+        let listener = Socket::new(domain, Type::STREAM, None).unwrap();
+        listener.bind(&address.into()).unwrap();
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let fillers = (0..8)
             .map(|_| {
-                let filler = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                let filler = Socket::new(domain, Type::STREAM, None).unwrap();
                 filler.set_nonblocking(true).unwrap();
                 // In progress, or in the queue: both is what is wanted.
                 let _ = filler.connect(&address.into());
                 filler
             })
             .collect();
-        let hole = Self { address, _listener: listener, _fillers: fillers };
+        let hole = Self { address, listener: listener.into(), fillers };
         super::await_some("the hole to be one", WATCHDOG, || {
             TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_err().then_some(())
         });
         hole
+    }
+
+    /// Accepts from now on, and gives the first connection whose first bytes are these.
+    pub(crate) fn open(self, begins: &[u8]) -> TcpStream {
+        drop(self.fillers);
+        self.listener.set_nonblocking(true).unwrap();
+        super::await_some("somebody to come to the opened hole", WATCHDOG, || {
+            let (mut stream, _) = self.listener.accept().ok()?;
+            stream.set_nonblocking(false).unwrap();
+            guard(&stream);
+            let mut first = vec![0; begins.len()];
+            (stream.read_exact(&mut first).is_ok() && first == begins).then_some(stream)
+        })
     }
 }
 

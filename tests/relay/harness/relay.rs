@@ -9,13 +9,15 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::net::free_address;
-use super::protocol::{on_0x81, one_tunnel, protocol};
+use super::protocol::{Protocol, one_tunnel, protocol};
 use super::role::{BINARY, Role};
 use super::{State, WATCHDOG, await_some};
 
 /// What a test wants of the roles beyond the usual.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// What the roles speak: that of this run, or what the test is about.
+    pub(crate) protocol: Protocol,
     /// Destinations the exit allows.
     pub(crate) allow: Vec<String>,
     /// More arguments of the inter-server.
@@ -33,6 +35,7 @@ impl Default for Options {
     fn default() -> Self {
         let cores = if std::env::var_os("ZHWKPROX_TWO_SHARDS").is_some() { "0,1" } else { "0" };
         Self {
+            protocol: protocol(),
             allow: vec!["127.0.0.0/8".into(), "::1/128".into()],
             entry: Vec::new(),
             exit: Vec::new(),
@@ -43,6 +46,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The usual ones on 0x81, whichever protocol this run is for.
+    pub(crate) fn v81() -> Self {
+        Self { protocol: Protocol::V81, ..Self::default() }
+    }
+
     /// Adds arguments of the inter-server.
     pub(crate) fn entry(mut self, arguments: &[&str]) -> Self {
         self.entry.extend(arguments.iter().map(|a| (*a).to_owned()));
@@ -63,7 +71,7 @@ impl Options {
     /// Asks this resolver where names are looked up: on 0x80 at the entry, on 0x81 at the exit.
     pub(crate) fn resolver(self, address: SocketAddr) -> Self {
         let arguments = ["--resolver", &address.to_string()];
-        if on_0x81() { self.exit(&arguments) } else { self.entry(&arguments) }
+        if self.protocol == Protocol::V81 { self.exit(&arguments) } else { self.entry(&arguments) }
     }
 
     /// Replaces what the exit allows.
@@ -159,7 +167,7 @@ pub(crate) fn start_entry(options: &Options) -> (TempDir, PathBuf, Role, SocketA
     raise_own_limit();
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("key");
-    keygen(&key);
+    keygen_for(options.protocol, &key);
     let (entry, socks, tunnel) = start_entry_with(options, &key);
     (directory, key, entry, socks, tunnel)
 }
@@ -192,7 +200,7 @@ pub(crate) fn listens(address: SocketAddr) -> bool {
 }
 
 fn entry_arguments(options: &Options, tunnel: SocketAddr, socks: SocketAddr, key: &Path) -> Vec<String> {
-    let mut arguments: Vec<String> = ["inter-server", "--protocol", protocol().name(), "--listen"].map(Into::into).into();
+    let mut arguments: Vec<String> = ["inter-server", "--protocol", options.protocol.name(), "--listen"].map(Into::into).into();
     arguments.extend([tunnel.to_string(), "--socks".into(), socks.to_string()]);
     arguments.extend(["--key-file".into(), key.display().to_string(), "--cores".into(), options.entry_cores.clone()]);
     arguments.extend(options.entry.iter().cloned());
@@ -200,7 +208,7 @@ fn entry_arguments(options: &Options, tunnel: SocketAddr, socks: SocketAddr, key
 }
 
 pub(crate) fn exit_arguments(options: &Options, tunnel: SocketAddr, key: &Path) -> Vec<String> {
-    let mut arguments: Vec<String> = ["server", "--protocol", protocol().name(), "--dial"].map(Into::into).into();
+    let mut arguments: Vec<String> = ["server", "--protocol", options.protocol.name(), "--dial"].map(Into::into).into();
     arguments.push(tunnel.to_string());
     arguments.extend(["--key-file".into(), key.display().to_string(), "--cores".into(), options.exit_cores.clone()]);
     for network in &options.allow {
@@ -218,7 +226,11 @@ pub(crate) fn exit_arguments(options: &Options, tunnel: SocketAddr, key: &Path) 
 
 /// Makes a key with the binary's own `keygen`.
 pub(crate) fn keygen(path: &Path) {
-    let made = Command::new(BINARY).args(["keygen", "--protocol", protocol().name(), "--out"]).arg(path).output().unwrap();
+    keygen_for(protocol(), path);
+}
+
+fn keygen_for(protocol: Protocol, path: &Path) {
+    let made = Command::new(BINARY).args(["keygen", "--protocol", protocol.name(), "--out"]).arg(path).output().unwrap();
     assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
 }
 

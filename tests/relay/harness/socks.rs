@@ -121,6 +121,11 @@ pub(crate) fn send(stream: &mut TcpStream, bytes: &[u8], cut: Cut) -> io::Result
 
 /// Reads the answer to a request to its end and returns its code.
 pub(crate) fn read_reply(stream: &mut impl Read) -> io::Result<u8> {
+    read_answer(stream).map(|(code, _)| code)
+}
+
+/// The same with the bound address.
+pub(crate) fn read_answer(stream: &mut impl Read) -> io::Result<(u8, SocketAddr)> {
     let mut head = [0; 4];
     stream.read_exact(&mut head)?;
     let rest = match head[3] {
@@ -130,7 +135,17 @@ pub(crate) fn read_reply(stream: &mut impl Read) -> io::Result<u8> {
     };
     let mut address = [0; 18];
     stream.read_exact(&mut address[..rest])?;
-    if head[0] == 5 && head[2] == 0 { Ok(head[1]) } else { Err(io::Error::other(format!("reply starts {head:02x?}"))) }
+    let port = u16::from_be_bytes([address[rest - 2], address[rest - 1]]);
+    let ip = if rest == 6 {
+        IpAddr::from([address[0], address[1], address[2], address[3]])
+    } else {
+        IpAddr::from(<[u8; 16]>::try_from(&address[..16]).unwrap())
+    };
+    if head[0] == 5 && head[2] == 0 {
+        Ok((head[1], SocketAddr::new(ip, port)))
+    } else {
+        Err(io::Error::other(format!("reply starts {head:02x?}")))
+    }
 }
 
 /// Greeting, credentials if there are any, request: the stream behind the success reply.

@@ -22,6 +22,8 @@ pub(crate) struct State {
     pub(crate) sockets: u64,
     pub(crate) stale_completions: u64,
     pub(crate) handed_over: u64,
+    pub(crate) logins_refused: u64,
+    pub(crate) curve_operations: u64,
     pub(crate) bytes_from_tunnels: u64,
     pub(crate) bytes_to_tunnels: u64,
 }
@@ -29,7 +31,15 @@ pub(crate) struct State {
 impl State {
     /// The line without what only grows: this must be back where it was when all work is done.
     pub(crate) fn resting(&self) -> Self {
-        Self { stale_completions: 0, handed_over: 0, bytes_from_tunnels: 0, bytes_to_tunnels: 0, ..self.clone() }
+        Self {
+            stale_completions: 0,
+            handed_over: 0,
+            logins_refused: 0,
+            curve_operations: 0,
+            bytes_from_tunnels: 0,
+            bytes_to_tunnels: 0,
+            ..self.clone()
+        }
     }
 
     /// Nothing is going on: no flow, no client, no dial, every tunnel idle, nothing waits for a slot.

@@ -112,6 +112,12 @@ impl EntryHandshake {
         }
     }
 
+    /// Whether the server's login message is awaited: the next bytes may cost Diffie–Hellman.
+    #[must_use]
+    pub const fn awaits_login(&self) -> bool {
+        matches!(self.0, State::AwaitLoginSize(_) | State::AwaitLogin(_))
+    }
+
     /// What it means that the server closes now.
     #[must_use]
     pub const fn closed(&self) -> HandshakeError {
