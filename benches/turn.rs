@@ -218,7 +218,7 @@ impl Net {
         let (control, heard) = tokio::sync::mpsc::unbounded_channel();
         let mut net = Self { world: world.clone(), hosts: Vec::new(), flows: Vec::new(), bytes: vec![0x5a; BULK], _control: heard };
         net.hosts.push(host(&world, ENTRY, roles::inter_server_of(&topology, &world), &control));
-        net.hosts.push(host(&world, EXIT, roles::server_of(&topology), &control));
+        net.hosts.push(host(&world, EXIT, roles::server_of(&topology, &world), &control));
         // A client that comes before the first tunnel is told that there is none.
         world.wake_at(Owner::Nobody, SECOND);
         net.run_until(|world| world.now() >= SECOND);

@@ -2,6 +2,9 @@
 //!
 //! What always holds: host and port could be looked up and connected to; whether anybody is there is seen at each try.
 
+/// Most to dial of one process: a dialler's number has to fit a timer's.
+pub const MAX_DIAL: usize = 128;
+
 /// Somebody to dial: re-resolved at each try when it is a name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DialTarget {

@@ -14,6 +14,8 @@ pub mod inter_server;
 pub mod keys;
 pub mod limits;
 pub mod link;
+pub mod listen;
+pub mod making;
 pub mod mutants;
 pub mod outbox;
 pub mod protocol;

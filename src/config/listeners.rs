@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::value::Values;
 use super::{ConfigError, ListenAt, Listener, missing, parse};
-use crate::inter_server::ListenerKind;
+use crate::listen::ListenerKind;
 
 /// An inter-server's. One that dials need not listen for servers.
 pub(super) fn inter_server(values: &Values, authenticate: bool, dials: bool) -> Result<Vec<Listener>, ConfigError> {

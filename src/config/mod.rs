@@ -14,11 +14,12 @@ use ipnet::IpNet;
 
 use crate::cli::{self, Typed};
 use crate::crypto::fixed_iv::Method;
-use crate::dial::DialTarget;
-use crate::inter_server::{self, ListenerKind};
+use crate::dial::{DialTarget, MAX_DIAL};
+use crate::inter_server;
 use crate::keys::v80::Key;
 use crate::keys::{self, v81};
 use crate::limits;
+use crate::listen::ListenerKind;
 use crate::protocol::socks5::Credentials;
 use crate::protocol::v80::{Profile, Side};
 use crate::server;
@@ -318,8 +319,8 @@ pub fn loopback() -> Vec<IpNet> {
 
 fn dial(values: &Values) -> Result<Vec<DialTarget>, ConfigError> {
     let dial = values.all("dial", parse::dial_target)?;
-    if dial.len() > server::MAX_DIAL {
-        return Err(values.error("dial", &format!("got {} to dial, expected at most {}", dial.len(), server::MAX_DIAL)));
+    if dial.len() > MAX_DIAL {
+        return Err(values.error("dial", &format!("got {} to dial, expected at most {}", dial.len(), MAX_DIAL)));
     }
     Ok(dial)
 }

@@ -1,16 +1,16 @@
-//! The inter-server (entry): takes SOCKS5 clients and servers' tunnels, and brings them together. All IO is asked for through the
+//! The inter-server (entry): takes SOCKS5 clients, lets servers in or dials them, and brings both together. All IO is asked for through the
 //! [`Core`]; what happens to bytes is the [`Relay`]'s.
 //!
 //! ```text
-//!   tunnel port ─▶ Arriving (handshake) ─▶ shard with the fewest ─▶ tunnel
+//!   making (dialled or accepted, logged in) ─▶ shard with the fewest ─▶ tunnel
 //!   SOCKS port  ─▶ Arriving (SOCKS5) ─▶ name looked up ─▶ waiting for a tunnel ─▶ flow
 //! ```
 //!
 //! What always holds between turns:
-//! * a connection that has not proven or asked anything has a timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] of each
-//!   kind: above that a random older one goes;
+//! * a client that has not asked anything has a timer, and there are at most [`limits::UNAUTHENTICATED_MAX`] of them: above that a
+//!   random older one goes;
 //! * a client that waits is in `waiting` until it is placed, handed to another shard, or told that there is no tunnel;
-//! * after [`Message::Stop`] nothing is accepted.
+//! * after [`Message::Stop`] nothing is accepted and nothing dialled.
 
 mod arrivals;
 mod placing;
@@ -24,14 +24,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
-use self::arrivals::{Arriving, Crowd, Logins};
+use self::arrivals::Arriving;
 use self::placing::Waiting;
 use crate::dial::DialTarget;
 use crate::limits;
 use crate::link::{self, LinkFault, Why};
-use crate::outbox::Outbox;
+pub use crate::listen::ListenerKind;
+use crate::making::{self, Crowd, Made, Making};
 use crate::protocol::Side;
-use crate::protocol::login::{Proof, Protocol};
+use crate::protocol::login::Protocol;
 use crate::protocol::socks5::{self, Credentials, Reply, Target};
 use crate::protocol::v81::handshake::{Keys, curve_operations};
 use crate::relay::{Bounds, FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
@@ -61,25 +62,6 @@ pub struct Settings {
     pub wait_for_tunnel: Duration,
 }
 
-/// What a listener is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ListenerKind {
-    /// Servers log in here.
-    Tunnel,
-    /// SOCKS5 clients; `authenticate`: user and password are required here.
-    Socks {
-        /// Whether RFC 1929 is required on this listener.
-        authenticate: bool,
-    },
-    /// Both, told apart by the first byte (0x05 or 0x80).
-    Shared {
-        /// Whether RFC 1929 is required of clients on this listener.
-        authenticate: bool,
-        /// Whether clients are taken here at all (not on a public address without a password).
-        clients: bool,
-    },
-}
-
 /// Runs an inter-server's shard on this thread until it is stopped.
 ///
 /// # Errors
@@ -90,11 +72,10 @@ pub fn run(plan: Plan, settings: Settings, protocol: Protocol) -> std::io::Resul
 
 /// A flow's timer: its first bytes have been held long enough.
 const HOLD: u8 = FIRST_ROLE_TIMER;
-/// The role's timers: look at the tunnels; the end of the grace time.
+/// The role's timers: look at the tunnels; the end of the grace time. Those from [`making::FIRST_TIMER`] on are [`Making`]'s.
 const LOOK: u8 = 0;
 const GRACE: u8 = 1;
-/// … another turn for the logins that wait for one.
-const LOGINS: u8 = 2;
+const _: () = assert!(making::FIRST_TIMER > GRACE);
 
 /// What the entry keeps with a flow.
 #[derive(Debug)]
@@ -119,11 +100,10 @@ pub struct InterServer {
     listeners: Vec<(ListenerKind, Key)>,
     to_listen: Vec<(ListenerKind, OwnedFd)>,
     relay: Relay<Box<Client>>,
+    making: Making,
     arriving: GenSlab<Arriving>,
-    /// Arrivals that could still be anybody.
-    unproven_servers: Crowd,
-    unproven_clients: Crowd,
-    logins: Logins,
+    /// Arrivals that have not asked for anything.
+    unproven: Crowd,
     waiting: GenSlab<Waiting>,
     /// Who waits, in order. Keys of those that are gone are passed over.
     waiting_order: VecDeque<Key>,
@@ -142,16 +122,16 @@ impl InterServer {
     #[must_use]
     pub fn new(settings: Settings, protocol: Protocol, listeners: Vec<(ListenerKind, OwnedFd)>) -> Self {
         let patience = Patience { linger: settings.linger, idle: settings.idle };
+        let (dial, allowed) = (settings.dial.clone(), settings.allow_servers.clone());
         Self {
             protocol,
             settings,
             listeners: Vec::new(),
             to_listen: listeners,
             relay: Relay::new(Side::Entry, patience),
+            making: Making::new(Side::Entry, making::Settings { dial, allowed, max_tunnels: limits::MAX_TUNNELS }),
             arriving: GenSlab::default(),
-            unproven_servers: Crowd::default(),
-            unproven_clients: Crowd::default(),
-            logins: Logins::default(),
+            unproven: Crowd::default(),
             waiting: GenSlab::default(),
             waiting_order: VecDeque::new(),
             try_placing: false,
@@ -171,34 +151,22 @@ impl InterServer {
 
     // ---- tunnels
 
-    /// Gives an authenticated tunnel to the shard with the fewest, or keeps it.
-    fn place_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Proof, outbox: Outbox, rest: &[u8]) {
-        let shard = core.board().fewest_tunnels(core.index());
-        if shard != core.index()
-            && rest.is_empty()
-            && outbox.bytes() == 0
-            && let Some(descriptor) = core.detach(socket)
-        {
-            core.board().expect_tunnel(shard);
-            core.post(shard, Message::Tunnel { descriptor, peer, proof });
-            return;
+    /// A login has passed: the tunnel goes to the shard with the fewest, or stays.
+    fn on_made(&mut self, core: &mut Core, made: Option<Made>) {
+        if let Some(made) = made.and_then(|made| made.hand_over(core)) {
+            self.add_tunnel(core, made);
         }
-        self.add_tunnel(core, socket, peer, proof, outbox, rest);
     }
 
-    fn add_tunnel(&mut self, core: &mut Core, socket: Key, peer: SocketAddr, proof: Proof, outbox: Outbox, rest: &[u8]) {
-        if !self.protocol.still_holds(&proof) {
-            warn!("server at {peer}: its key was withdrawn during its login");
-            self.logins.refused += 1;
-            core.close(socket, Closing::Graceful);
-            return;
+    fn add_tunnel(&mut self, core: &mut Core, made: Made) {
+        if !self.protocol.still_holds(&made.proof) {
+            return self.making.on_withdrawn(core, &made);
         }
-        if self.relay.tunnels.is_empty() {
-            info!("server attached from {}", peer.ip());
-        }
+        self.making.say_attached(&self.relay, &made);
+        let Made { socket, peer, proof, outbox, rest, .. } = made;
         let link = link::new(socket, proof, outbox, core.now());
         let name = link.name().cloned();
-        let tunnel = self.relay.add_tunnel(core, link, 0, rest);
+        let tunnel = self.relay.add_tunnel(core, link, peer, &rest);
         if let Some(name) = name {
             self.on_login(core, &name, Some(tunnel));
             for shard in (0..core.board().shards()).filter(|&shard| shard != core.index()) {
@@ -282,13 +250,18 @@ impl InterServer {
             warn!("server {name}: a tunnel has ended: {fault}");
         }
         let lost = self.relay.end_faulty(core, tunnel, fault);
+        let peer = lost.as_ref().map(|lost| lost.peer);
         self.after_loss(core, lost, fault);
+        if let Some(peer) = peer {
+            self.making.on_fault(core, &self.protocol, peer, fault);
+        }
     }
 
     /// Flows that nothing has touched go to another tunnel, once.
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
         let Some(lost) = lost else { return };
         debug!("tunnel ended: {why}");
+        self.making.on_lost(core, &self.relay, &lost, why);
         for flow in lost.untouched {
             self.retry(core, flow);
         }
@@ -323,9 +296,16 @@ impl InterServer {
 
     fn on_role_timer(&mut self, core: &mut Core, event: Event) {
         let Event::Timer { what, .. } = event else { return };
-        if what == LOGINS {
-            self.on_logins(core);
+        if what >= making::FIRST_TIMER {
+            for made in self.making.on_role_timer(core, what) {
+                self.on_made(core, Some(made));
+            }
         } else if what == LOOK {
+            if !self.protocol.has_streams() {
+                for tunnel in self.making.surplus(core, &self.relay) {
+                    self.relay.end_tunnel(core, tunnel, Closing::Graceful);
+                }
+            }
             for tunnel in self.relay.lost_tunnels(core) {
                 self.end_tunnel(core, tunnel, Closing::Reset, &"the server is gone");
             }
@@ -342,21 +322,25 @@ impl InterServer {
 
     fn on_message(&mut self, core: &mut Core, message: Message) {
         match message {
-            Message::Tunnel { descriptor, peer, proof } => {
-                let socket = core.adopt(descriptor, Owner::Role);
-                self.add_tunnel(core, socket, peer, proof, Outbox::default(), &[]);
+            Message::Tunnel { descriptor, peer, proof, rest } => {
+                let made = Made::adopt(core, descriptor, peer, proof, rest);
+                self.add_tunnel(core, made);
             }
             Message::Client { descriptor, peer, targets, early } => {
                 let socket = core.adopt(descriptor, Owner::Role);
                 self.place(core, Waiting::new(socket, peer, targets, early).handed_over());
             }
-            Message::Resolved { ticket, result, .. } => self.on_resolved(core, Key::from_bits(ticket), result),
+            Message::Resolved { ticket, result, .. } => match self.making.of_ticket(ticket) {
+                Some(peer) => self.making.on_resolved(core, &self.protocol, &self.relay, peer, result),
+                None => self.on_resolved(core, Key::from_bits(ticket), result),
+            },
             Message::Stop if !self.stopping => {
                 self.stopping = true;
                 info!("stopping: {} flows have {} s to finish", self.relay.flows.len(), limits::GRACE.as_secs());
                 for (_, listener) in self.listeners.drain(..) {
                     core.close(listener, Closing::Graceful);
                 }
+                self.making.stop(core);
                 for key in self.arriving.keys() {
                     self.drop_arrival(core, key, Closing::Graceful);
                 }
@@ -390,6 +374,10 @@ impl Role for InterServer {
             Event::Message(message) => self.on_message(core, message),
             Event::Connected { owner, .. } | Event::Received { owner, .. } | Event::Sent { owner, .. } | Event::Timer { owner, .. } => {
                 match owner {
+                    Owner::Login(key) => {
+                        let made = self.making.on_event(core, &self.protocol, key, event);
+                        self.on_made(core, made);
+                    }
                     Owner::Pending(key) => self.on_arriving(core, key, event),
                     Owner::Tunnel(tunnel) => self.on_tunnel(core, tunnel, event),
                     Owner::Flow(flow) => self.on_flow(core, flow, event),
@@ -402,10 +390,11 @@ impl Role for InterServer {
     }
 
     fn flush(&mut self, core: &mut Core) {
-        self.logins.next_turn();
+        self.making.next_turn();
         if std::mem::take(&mut self.try_placing) | self.relay.take_openings() {
             self.place_waiting(core);
         }
+        self.making.balance(core, &self.protocol, &self.relay);
         self.relay.flush(core);
         core.publish_tunnels(self.relay.tunnels.len(), self.relay.idle_tunnels().len());
         let is_winding = self.relay.tunnels.iter().any(|(_, tunnel)| tunnel.link.is_winding());
@@ -416,11 +405,10 @@ impl Role for InterServer {
 
     fn state(&self, state: &mut State) {
         self.relay.state(state);
-        let servers = self.unproven_servers.count;
-        state.tunnels_pending = servers as u64;
-        state.logins_refused = self.logins.refused;
+        state.tunnels_pending = self.making.pending() as u64;
+        state.logins_refused = self.making.refused();
         state.curve_operations = curve_operations();
-        state.clients_pending = (self.arriving.len() - servers + self.waiting.len()) as u64;
+        state.clients_pending = (self.arriving.len() + self.waiting.len()) as u64;
     }
 
     fn is_finished(&self) -> bool {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 
+use super::Side;
 use super::v80::{self, Profile};
 use super::v81;
 use crate::crypto::aead::Method;
@@ -52,6 +53,15 @@ pub enum EntryLogin {
     V80(v80::handshake::EntryHandshake, MessageCipher, Profile),
     /// 0x81.
     V81(Box<v81::handshake::EntryHandshake>),
+}
+
+/// A login of the side that a role speaks.
+#[derive(Debug)]
+pub enum Login {
+    /// The server's side.
+    Exit(ExitLogin),
+    /// The inter-server's side.
+    Entry(EntryLogin),
 }
 
 /// Proof that a login has passed on one tunnel. Only a login makes one, and a link takes it away.
@@ -130,6 +140,14 @@ impl Protocol {
         }
     }
 
+    /// Begins the login of this side; puts into `out` what is to be sent at once. `None`: without a key there is none.
+    pub fn login(&self, side: Side, rng: &mut impl Rng, out: &mut Vec<u8>) -> Option<Login> {
+        match side {
+            Side::Exit => self.exit_login(rng, out).map(Login::Exit),
+            Side::Entry => Some(Login::Entry(self.entry_login(rng))),
+        }
+    }
+
     /// Begins a login as the server, which speaks first. `None`: without a key there is none.
     pub fn exit_login(&self, rng: &mut impl Rng, out: &mut Vec<u8>) -> Option<ExitLogin> {
         match self {
@@ -183,14 +201,62 @@ impl ExitLogin {
 }
 
 impl ExitLogin {
-    /// What it means that the inter-server has closed the connection now.
+    /// What it waits for, for the log.
     #[must_use]
-    pub fn closed(&self) -> String {
+    pub fn awaits(&self) -> &'static str {
         match self {
-            Self::V80(..) => {
+            Self::V80(handshake, ..) => handshake.awaits(),
+            Self::V81(handshake) => handshake.awaits(),
+        }
+    }
+}
+
+impl Login {
+    /// Whether the next bytes may be a login message, whose answer costs Diffie–Hellman.
+    #[must_use]
+    pub fn is_costly(&self) -> bool {
+        match self {
+            Self::Exit(_) => false,
+            Self::Entry(login) => login.is_costly(),
+        }
+    }
+
+    /// Takes input in; puts into `out` what is to be sent.
+    ///
+    /// # Errors
+    /// Why the tunnel ends.
+    pub fn handle(self, input: &mut &[u8], out: &mut Vec<u8>) -> Result<Progress<Self>, LoginError> {
+        Ok(match self {
+            Self::Exit(login) => match login.handle(input, out)? {
+                Progress::More(login) => Progress::More(Self::Exit(login)),
+                Progress::Done(proof) => Progress::Done(proof),
+            },
+            Self::Entry(login) => match login.handle(input, out)? {
+                Progress::More(login) => Progress::More(Self::Entry(login)),
+                Progress::Done(proof) => Progress::Done(proof),
+            },
+        })
+    }
+
+    /// What it waits for, for the log.
+    #[must_use]
+    pub fn awaits(&self) -> &'static str {
+        match self {
+            Self::Exit(login) => login.awaits(),
+            Self::Entry(login) => login.awaits(),
+        }
+    }
+
+    /// What it means that the other end has closed the connection now; `is_dialled`: it was us who made it.
+    #[must_use]
+    pub fn closed(&self, is_dialled: bool) -> String {
+        match self {
+            Self::Exit(ExitLogin::V80(..)) if is_dialled => {
                 "closed during the handshake: another key or cipher there, or our address is not in its --allow-servers".to_owned()
             }
-            Self::V81(handshake) => handshake.closed().to_string(),
+            Self::Exit(ExitLogin::V81(handshake)) => handshake.closed().to_string(),
+            Self::Entry(EntryLogin::V81(handshake)) => handshake.closed().to_string(),
+            Self::Exit(ExitLogin::V80(..)) | Self::Entry(EntryLogin::V80(..)) => format!("closed before {}", self.awaits()),
         }
     }
 }

@@ -13,8 +13,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::{ListenAt, Listener};
 use crate::exit::Failure;
-use crate::inter_server::ListenerKind;
 use crate::limits::BACKLOG;
+use crate::listen::ListenerKind;
 
 /// All listening sockets of a process.
 #[derive(Debug, Default)]

@@ -1,46 +1,43 @@
-//! The server (exit): dials inter-servers, takes flows from their tunnels, connects to destinations. All IO is asked for through
+//! The server (exit): dials inter-servers or lets them in, takes flows from their tunnels, connects to destinations. All IO is asked for through
 //! the [`Core`]; what happens to bytes is the [`Relay`]'s.
 //!
 //! ```text
-//!   dialer: how many ─▶ connect ─▶ handshake (Pending) ─▶ tunnel ─▶ Open ─▶ flow, opening ─▶ connected
+//!   making (dialled or accepted, logged in) ─▶ tunnel ─▶ Open ─▶ flow, opening ─▶ connected
 //! ```
 //!
-//! What always holds between turns: every pending tunnel has its timer; the number of tunnels and pending ones per inter-server
-//! stays within `max_tunnels`; a flow without a connection has an opening, and an opening has such a flow; after [`Message::Stop`] nothing is
-//! dialled and nothing opened.
+//! What always holds between turns: a flow without a connection has an opening, and an opening has such a flow; after [`Message::Stop`] nothing
+//! is dialled, nothing accepted and nothing opened.
 
-pub mod dialer;
 pub mod opening;
 pub mod policy;
 pub mod race;
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
-use self::dialer::Dialer;
 use self::opening::{Opened, Openings, Outcome};
 use self::policy::Policy;
 use self::race::Fault;
 pub use crate::dial::DialTarget;
 use crate::limits;
 use crate::link::{self, Handle, LinkFault, Why};
-use crate::mutants::{self, Mutant};
-use crate::outbox::Outbox;
+use crate::listen::ListenerKind;
+use crate::making::{self, Made, Making};
 use crate::protocol::Side;
-use crate::protocol::login::{ExitLogin, Progress, Proof, Protocol};
+use crate::protocol::login::Protocol;
 use crate::protocol::socks5::Target;
 use crate::protocol::v81::handshake::curve_operations;
 use crate::relay::{Bounds, Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
-use crate::shard::inbox::{Message, NameError, ToControl};
+use crate::shard::inbox::Message;
 use crate::shard::io::Purpose;
-use crate::shard::slab::{GenSlab, Key};
+use crate::shard::slab::Key;
 use crate::shard::state::State;
-use crate::shard::timers::TimerId;
 use crate::shard::{self, Plan, Role};
 
 /// What the operator wants of the server.
@@ -69,47 +66,32 @@ pub struct Settings {
 /// # Errors
 /// The engine cannot be started, or has failed.
 pub fn run(plan: Plan, settings: Settings, protocol: Protocol) -> std::io::Result<()> {
-    shard::run(plan, |_| Server::new(settings, protocol))
+    shard::run(plan, |listeners| Server::new(settings, protocol, listeners))
 }
 
-/// The role's timers: look at the tunnels; the end of the grace time; the pause of dialler n is `RETRY + n`.
+/// The role's timers: look at the tunnels; the end of the grace time. Those from [`making::FIRST_TIMER`] on are [`Making`]'s.
 const LOOK: u8 = 0;
 const GRACE: u8 = 1;
-const RETRY: u8 = 2;
-/// Most inter-servers of one server: a dialler's number has to fit a timer's.
-pub const MAX_DIAL: usize = 128;
-
-/// A tunnel that is being made.
-#[derive(Debug)]
-struct Pending {
-    socket: Key,
-    peer: usize,
-    login: Option<ExitLogin>,
-    outbox: Outbox,
-    timer: Option<TimerId>,
-}
+const _: () = assert!(making::FIRST_TIMER > GRACE);
 
 /// See the module.
 #[derive(Debug)]
 pub struct Server {
     protocol: Protocol,
-    settings: Settings,
     /// With each flow its opening's key, which finds nothing once it is connected.
     relay: Relay<Key>,
     openings: Openings,
-    dialers: Vec<Dialer>,
-    pending: GenSlab<Pending>,
-    /// What [`Self::seen`] was when `balance` looked last.
-    balanced: Option<[usize; 4]>,
-    logins_refused: u64,
+    making: Making,
+    listeners: Vec<Key>,
+    to_listen: Vec<OwnedFd>,
     stopping: bool,
     stopped: bool,
 }
 
 impl Server {
-    /// A server that has not dialled yet.
+    /// A server that will listen on these, and has not dialled yet.
     #[must_use]
-    pub fn new(settings: Settings, protocol: Protocol) -> Self {
+    pub fn new(settings: Settings, protocol: Protocol, listeners: Vec<(ListenerKind, OwnedFd)>) -> Self {
         let idle = if protocol.is_original() {
             // Their inter-server never says that a client has gone.
             Some(settings.idle.unwrap_or(limits::ORIGINAL_IDLE).min(limits::ORIGINAL_IDLE))
@@ -117,15 +99,15 @@ impl Server {
             settings.idle
         };
         let patience = Patience { linger: settings.linger, idle };
+        let Settings { dial, allow_inter_servers: allowed, max_tunnels, allow, source, connect_timeout, .. } = settings;
         Self {
             protocol,
             relay: Relay::new(Side::Exit, patience),
-            openings: Openings::new(Policy::new(settings.allow.clone()), settings.source, settings.connect_timeout),
-            dialers: settings.dial.iter().take(MAX_DIAL).cloned().map(Dialer::new).collect(),
-            settings,
-            pending: GenSlab::default(),
-            balanced: None,
-            logins_refused: 0,
+            openings: Openings::new(Policy::new(allow), source, connect_timeout),
+            making: Making::new(Side::Exit, making::Settings { dial, allowed, max_tunnels }),
+            listeners: Vec::new(),
+            // Nothing but tunnels comes in at a server.
+            to_listen: listeners.into_iter().map(|(_, descriptor)| descriptor).collect(),
             stopping: false,
             stopped: false,
         }
@@ -138,178 +120,22 @@ impl Server {
         self
     }
 
-    // ---- tunnels: dialling
+    // ---- tunnels
 
-    /// Dials what is missing and, when stopping, closes what is not needed any more.
-    fn balance(&mut self, core: &mut Core) {
-        if self.stopping {
-            self.wind_down(core);
-            return;
-        }
-        if self.balanced == Some(self.seen()) {
-            return;
-        }
-        for peer in 0..self.dialers.len() {
-            let (idle, all) = self.count(peer);
-            let wanted = self.wanted(peer, idle, all);
-            if wanted == 0 {
-                continue;
-            }
-            if self.dialers[peer].is_name() {
-                self.dialers[peer].is_resolving = true;
-                let name = self.dialers[peer].target.host.clone();
-                core.tell_control(ToControl::Resolve { shard: core.index(), ticket: peer as u64, name, by_steps: false });
-            } else {
-                self.dial(core, peer, wanted);
-            }
-        }
-        self.balanced = Some(self.seen());
-    }
-
-    /// What decides how many tunnels are missing: tunnels, those that take no new flows, idle ones, pending ones.
-    fn seen(&self) -> [usize; 4] {
-        let winding = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.link.is_winding()).count();
-        [self.relay.tunnels.len(), winding, self.relay.idle_tunnels().len(), self.pending.len()]
-    }
-
-    fn wanted(&self, peer: usize, idle: usize, all: usize) -> usize {
-        if self.protocol.has_streams() {
-            // Flows share them, so their number does not follow the flows'.
-            let few = self.settings.max_tunnels.min(limits::V81_TUNNELS);
-            self.dialers[peer].wanted_of(few.saturating_sub(all), all, few)
-        } else {
-            self.dialers[peer].wanted(idle, all, self.settings.max_tunnels)
+    /// A login has passed: the tunnel goes to the shard with the fewest, or stays.
+    fn on_made(&mut self, core: &mut Core, made: Option<Made>) {
+        if let Some(made) = made.and_then(|made| made.hand_over(core)) {
+            self.add_tunnel(core, made);
         }
     }
 
-    fn count(&self, peer: usize) -> (usize, usize) {
-        let idle = self.relay.idle_tunnels().iter().filter_map(|&tunnel| self.relay.tunnels.get(tunnel));
-        // One that takes no new flows is as good as gone.
-        let all = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == peer && !tunnel.link.is_winding()).count();
-        (idle.filter(|tunnel| tunnel.peer == peer).count(), all)
-    }
-
-    fn dial(&mut self, core: &mut Core, peer: usize, connections: usize) {
-        for _ in 0..connections {
-            let Some(address) = self.dialers[peer].next_address() else { return };
-            self.dialers[peer].in_progress += 1;
-            self.pending.insert_with(|key| {
-                let socket = core.connect(address, None, Purpose::Tunnel, Owner::Pending(key));
-                let timer = Some(core.set_timer(limits::TUNNEL_HANDSHAKE, Owner::Pending(key), 0));
-                Pending { socket, peer, login: None, outbox: Outbox::default(), timer }
-            });
-        }
-    }
-
-    fn on_resolved(&mut self, core: &mut Core, peer: usize, result: Result<Vec<IpAddr>, NameError>) {
-        self.balanced = None;
-        match result {
-            Ok(addresses) => {
-                self.dialers[peer].resolved(addresses);
-                let (idle, all) = self.count(peer);
-                let wanted = self.wanted(peer, idle, all);
-                if !self.stopping {
-                    self.dial(core, peer, wanted);
-                }
-            }
-            Err(error) => {
-                self.dialers[peer].is_resolving = false;
-                self.back_off(core, peer, &error);
-            }
-        }
-    }
-
-    fn back_off(&mut self, core: &mut Core, peer: usize, why: &dyn std::fmt::Display) {
-        let dialer = &mut self.dialers[peer];
-        if dialer.pause.is_some() {
-            return;
-        }
-        let pause = dialer.failed(core.rng());
-        let what = RETRY + u8::try_from(peer).unwrap_or(u8::MAX - RETRY);
-        dialer.pause = Some(core.set_timer(pause, Owner::Role, what));
-        let DialTarget { host, port } = &dialer.target;
-        warn!("inter-server {host}:{port}: {why}; next try in {} ms", pause.as_millis());
-    }
-
-    // ---- tunnels: handshake
-
-    fn on_pending(&mut self, core: &mut Core, key: Key, event: Event) {
-        match event {
-            Event::Connected { result: Ok(()), .. } => {
-                let Some(pending) = self.pending.get_mut(key) else { return };
-                let mut out = Vec::new();
-                pending.login = self.protocol.exit_login(core.rng(), &mut out);
-                pending.outbox.push(Chunk::copy_of(&out));
-                pending.outbox.flush(core, pending.socket);
-                core.receive(pending.socket);
-            }
-            Event::Connected { result: Err(error), .. } => self.pending_failed(core, key, &error),
-            Event::Received { what: Incoming::Data(chunk), .. } => self.on_handshake_bytes(core, key, &chunk),
-            Event::Received { what: Incoming::End, .. } => {
-                let Some(pending) = self.pending.get(key) else { return };
-                let why = pending.login.as_ref().map_or_else(|| "closed".to_owned(), ExitLogin::closed);
-                self.logins_refused += 1;
-                self.pending_failed(core, key, &why);
-            }
-            Event::Received { what: Incoming::Failed(error), .. } => self.pending_failed(core, key, &error),
-            Event::Sent { chunk, result, .. } => {
-                let Some(pending) = self.pending.get_mut(key) else { return };
-                match pending.outbox.on_sent(chunk, result) {
-                    Ok(_) => pending.outbox.flush(core, pending.socket),
-                    Err(error) => self.pending_failed(core, key, &error),
-                }
-            }
-            Event::Timer { .. } => self.pending_failed(core, key, &"no connection and handshake within 10 s"),
-            Event::Accepted { .. } | Event::Message(_) => {}
-        }
-    }
-
-    fn on_handshake_bytes(&mut self, core: &mut Core, key: Key, chunk: &Chunk) {
-        let Some(pending) = self.pending.get_mut(key) else { return };
-        let Some(login) = pending.login.take() else { return };
-        let mut input = chunk.as_slice();
-        let mut out = Vec::new();
-        let progress = login.handle(&mut input, &mut out);
-        pending.outbox.push(Chunk::copy_of(&out));
-        pending.outbox.flush(core, pending.socket);
-        match progress {
-            Ok(Progress::More(login)) => {
-                pending.login = Some(login);
-                core.receive(pending.socket);
-            }
-            Ok(Progress::Done(proof)) => self.on_authenticated(core, key, proof, input),
-            Err(error) => {
-                self.logins_refused += 1;
-                self.pending_failed(core, key, &error);
-            }
-        }
-    }
-
-    fn on_authenticated(&mut self, core: &mut Core, key: Key, proof: Proof, rest: &[u8]) {
-        let Some(mut pending) = self.pending.remove(key) else { return };
-        core.cancel_timer(&mut pending.timer);
-        self.dialers[pending.peer].in_progress -= 1;
-        let (_, before) = self.count(pending.peer);
-        if before == 0 {
-            let DialTarget { host, port } = &self.dialers[pending.peer].target;
-            info!("inter-server {host}:{port}: attached");
-        }
-        let link = link::new(pending.socket, proof, pending.outbox, core.now());
-        let tunnel = self.relay.add_tunnel(core, link, pending.peer, rest);
+    fn add_tunnel(&mut self, core: &mut Core, made: Made) {
+        self.making.say_attached(&self.relay, &made);
+        let Made { socket, peer, proof, outbox, rest, .. } = made;
+        let link = link::new(socket, proof, outbox, core.now());
+        let tunnel = self.relay.add_tunnel(core, link, peer, &rest);
         self.work_on(core, tunnel);
     }
-
-    fn pending_failed(&mut self, core: &mut Core, key: Key, why: &dyn std::fmt::Display) {
-        let Some(mut pending) = self.pending.remove(key) else { return };
-        core.cancel_timer(&mut pending.timer);
-        core.close(pending.socket, Closing::Graceful);
-        self.dialers[pending.peer].in_progress -= 1;
-        if !self.stopping {
-            self.back_off(core, pending.peer, why);
-        }
-    }
-
-    // ---- tunnels: in use
 
     fn on_tunnel(&mut self, core: &mut Core, tunnel: Key, event: Event) {
         match event {
@@ -358,33 +184,17 @@ impl Server {
         let lost = self.relay.end_faulty(core, tunnel, fault);
         let peer = lost.as_ref().map(|lost| lost.peer);
         self.after_loss(core, lost, fault);
-        if let Some(peer) = peer
-            && self.protocol.has_streams()
-            && !self.stopping
-        {
-            // An inter-server that breaks rules, or refuses us, must not have us dial as fast as it can do so.
-            self.back_off(core, peer, fault);
+        if let Some(peer) = peer {
+            self.making.on_fault(core, &self.protocol, peer, fault);
         }
     }
 
     fn after_loss(&mut self, core: &mut Core, lost: Option<Lost>, why: &dyn std::fmt::Display) {
         let Some(lost) = lost else { return };
-        self.balanced = None;
         debug!("tunnel ended: {why}");
-        let (_, left) = self.count(lost.peer);
-        // On 0x80 a tunnel ends when the client of its only flow is gone: that is work, not failure, and the next one is dialled at once.
-        let was_of_use = lost.has_carried || lost.was_up >= limits::BACKOFF_RESET;
-        if was_of_use {
-            self.dialers[lost.peer].recovered();
-        }
-        if left > 0 || self.stopping {
-            return;
-        }
-        let DialTarget { host, port } = self.dialers[lost.peer].target.clone();
-        if !was_of_use {
-            self.back_off(core, lost.peer, why);
-        } else if !lost.has_carried {
-            warn!("inter-server {host}:{port}: the last tunnel has ended: {why}");
+        self.making.on_lost(core, &self.relay, &lost, why);
+        if lost.peer == making::ACCEPTED && self.relay.tunnels.is_empty() && !self.stopping {
+            warn!("no inter-server attached any more: {why}");
         }
     }
 
@@ -432,7 +242,9 @@ impl Server {
                 if self.protocol.has_streams() {
                     self.retire_old(core);
                 } else {
-                    self.drop_idle_spares(core);
+                    for tunnel in self.making.surplus(core, &self.relay) {
+                        self.relay.end_tunnel(core, tunnel, Closing::Graceful);
+                    }
                 }
                 for tunnel in self.relay.lost_tunnels(core) {
                     self.end_tunnel(core, tunnel, &"the inter-server is gone");
@@ -444,10 +256,9 @@ impl Server {
                 warn!("{} flows did not finish in time", self.relay.flows.len());
                 self.stopped = true;
             }
-            retry => {
-                if let Some(dialer) = self.dialers.get_mut(usize::from(retry - RETRY)) {
-                    dialer.pause = None;
-                    self.balanced = None;
+            what => {
+                for made in self.making.on_role_timer(core, what) {
+                    self.on_made(core, Some(made));
                 }
             }
         }
@@ -459,27 +270,6 @@ impl Server {
         let old = self.relay.tunnels.iter().filter(|(_, here)| now.since(here.up_since) >= limits::TUNNEL_AGE && !here.link.is_winding());
         for tunnel in old.map(|(key, _)| key).collect::<Vec<_>>() {
             self.relay.wind_down(core, tunnel);
-            self.balanced = None;
-        }
-    }
-
-    /// Closes spares that have been idle long enough; those used last stay, as the inter-server takes those first.
-    fn drop_idle_spares(&mut self, core: &mut Core) {
-        for peer in 0..self.dialers.len() {
-            let (idle, all) = self.count(peer);
-            let surplus = idle.saturating_sub(dialer::spares(all - idle));
-            let now = core.now();
-            let of_peer = self.relay.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == peer);
-            let mut old: Vec<_> = of_peer
-                .filter(|(_, tunnel)| tunnel.link.is_idle() || mutants::on(Mutant::TunnelFreedWithFlow))
-                .filter(|(_, tunnel)| now.since(tunnel.idle_since) >= limits::SPARE_IDLE && tunnel.link.is_flushed())
-                .map(|(key, tunnel)| (tunnel.idle_since, key))
-                .collect();
-            old.sort_unstable();
-            let surplus = if mutants::on(Mutant::TunnelFreedWithFlow) { old.len() } else { surplus };
-            for (_, tunnel) in old.into_iter().take(surplus) {
-                self.relay.end_tunnel(core, tunnel, Closing::Graceful);
-            }
         }
     }
 
@@ -489,16 +279,18 @@ impl Server {
                 if let Some(opening) = Openings::of_ticket(ticket) {
                     let outcome = self.openings.on_resolved(core, opening, result, more);
                     self.on_outcome(core, outcome);
-                } else if let Ok(peer) = usize::try_from(ticket)
-                    && peer < self.dialers.len()
-                {
-                    self.on_resolved(core, peer, result);
+                } else if let Some(peer) = self.making.of_ticket(ticket) {
+                    self.making.on_resolved(core, &self.protocol, &self.relay, peer, result);
                 }
             }
             Message::Stop if !self.stopping => {
                 self.stopping = true;
                 info!("stopping: {} flows have {} s to finish", self.relay.flows.len(), limits::GRACE.as_secs());
                 core.set_timer(limits::GRACE, Owner::Role, GRACE);
+                for listener in self.listeners.drain(..) {
+                    core.close(listener, Closing::Graceful);
+                }
+                self.making.stop(core);
                 for tunnel in self.relay.tunnels.keys() {
                     self.relay.wind_down(core, tunnel);
                 }
@@ -511,7 +303,11 @@ impl Server {
                     self.on_another_key(core);
                 }
             }
-            Message::Stop | Message::ReportState | Message::Tunnel { .. } | Message::Client { .. } | Message::Login { .. } => {}
+            Message::Tunnel { descriptor, peer, proof, rest } => {
+                let made = Made::adopt(core, descriptor, peer, proof, rest);
+                self.add_tunnel(core, made);
+            }
+            Message::Stop | Message::ReportState | Message::Client { .. } | Message::Login { .. } => {}
         }
     }
 
@@ -520,15 +316,11 @@ impl Server {
         for tunnel in self.relay.tunnels.keys() {
             self.end_faulty(core, tunnel, &LinkFault::Withdrawn);
         }
-        for pending in self.pending.keys() {
-            self.pending_failed(core, pending, &"its key has changed meanwhile");
-        }
+        self.making.drop_all(core, &"its key has changed meanwhile");
     }
 
+    /// Closes what is not needed any more.
     fn wind_down(&mut self, core: &mut Core) {
-        for key in self.pending.keys() {
-            self.pending_failed(core, key, &"stopping");
-        }
         let done = |tunnel: &Tunnel| tunnel.link.is_idle() && tunnel.link.is_flushed() && !tunnel.link.is_winding();
         let unused = self.relay.tunnels.iter().filter(|(_, tunnel)| done(tunnel));
         for tunnel in unused.map(|(key, _)| key).collect::<Vec<_>>() {
@@ -545,6 +337,9 @@ impl Server {
 
 impl Role for Server {
     fn start(&mut self, core: &mut Core) {
+        for (number, descriptor) in (0..).zip(std::mem::take(&mut self.to_listen)) {
+            self.listeners.push(core.listen(descriptor, number, Purpose::Tunnel));
+        }
         core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
     }
 
@@ -556,7 +351,14 @@ impl Role for Server {
             Event::Accepted { .. } | Event::Message(_) => Owner::Role,
         };
         match (owner, event) {
-            (Owner::Pending(key), event) => self.on_pending(core, key, event),
+            (_, Event::Accepted { socket, peer, .. }) => {
+                let made = self.making.accept(core, &self.protocol, (socket, peer), core.now(), &[]);
+                self.on_made(core, made);
+            }
+            (Owner::Login(key), event) => {
+                let made = self.making.on_event(core, &self.protocol, key, event);
+                self.on_made(core, made);
+            }
             (Owner::Tunnel(tunnel), event) => self.on_tunnel(core, tunnel, event),
             (Owner::Flow(flow), event) => self.on_flow(core, flow, event),
             (Owner::Opening(opening), event) => {
@@ -565,12 +367,17 @@ impl Role for Server {
             }
             (_, Event::Timer { what, .. }) => self.on_role_timer(core, what),
             (_, Event::Message(message)) => self.on_message(core, message),
-            (Owner::Role | Owner::Listener(_) | Owner::Accepting(_) | Owner::Waiting(_), _) => {}
+            (Owner::Role | Owner::Listener(_) | Owner::Accepting(_) | Owner::Pending(_) | Owner::Waiting(_), _) => {}
         }
     }
 
     fn flush(&mut self, core: &mut Core) {
-        self.balance(core);
+        self.making.next_turn();
+        if self.stopping {
+            self.wind_down(core);
+        } else {
+            self.making.balance(core, &self.protocol, &self.relay);
+        }
         for opening in self.relay.take_abandoned() {
             self.openings.cancel(core, opening);
         }
@@ -580,8 +387,8 @@ impl Role for Server {
 
     fn state(&self, state: &mut State) {
         self.relay.state(state);
-        state.tunnels_pending = self.pending.len() as u64;
-        state.logins_refused = self.logins_refused;
+        state.tunnels_pending = self.making.pending() as u64;
+        state.logins_refused = self.making.refused();
         state.curve_operations = curve_operations();
     }
 

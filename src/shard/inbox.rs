@@ -18,14 +18,16 @@ use crate::protocol::v81::handshake::Keys;
 /// To a shard.
 #[derive(Debug)]
 pub enum Message {
-    /// A tunnel that another shard of the inter-server accepted and authenticated.
+    /// A tunnel that another shard of the process accepted and authenticated.
     Tunnel {
-        /// The connection; nothing is outstanding on it and nothing unread was taken from it.
+        /// The connection; nothing is outstanding on it.
         descriptor: OwnedFd,
-        /// The server's address.
+        /// The other end's address.
         peer: SocketAddr,
         /// That it is one.
         proof: Proof,
+        /// What has been received behind its login.
+        rest: Vec<u8>,
     },
     /// A client whose shard has no free tunnel, after its request was read.
     Client {

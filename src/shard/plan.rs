@@ -12,7 +12,7 @@ use super::clock::Clock;
 use super::core::{Core, Parts};
 use super::inbox::{Inbox, Postbox, ToControl};
 use super::{Role, Shard, startup};
-use crate::inter_server::ListenerKind;
+use crate::listen::ListenerKind;
 
 /// What a shard is made of.
 #[derive(Debug)]

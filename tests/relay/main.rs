@@ -11,6 +11,7 @@
 mod harness;
 
 mod curl;
+mod dialled;
 mod ends;
 mod limits;
 mod mixups;

@@ -15,6 +15,7 @@
 mod client;
 mod contract;
 mod destination;
+mod dialled;
 mod duplex;
 mod engine;
 mod harness;

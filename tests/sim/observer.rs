@@ -46,6 +46,8 @@ struct Flow {
 #[derive(Default, Debug)]
 pub(crate) struct Observer {
     addresses: BTreeSet<SocketAddr>,
+    /// Inter-servers dial, and servers listen.
+    entry_dials: bool,
     streams: BTreeMap<EndId, Stream>,
     open: BTreeMap<EndId, BTreeMap<SocketAddr, Flow>>,
     shared: BTreeSet<SocketAddr>,
@@ -93,6 +95,11 @@ impl Observer {
         self.addresses.insert(address);
     }
 
+    /// Whoever connects to those addresses is an inter-server from now on, not a server.
+    pub(crate) const fn watch_for_entries(&mut self) {
+        self.entry_dials = true;
+    }
+
     /// Destinations whose flows were at some time not alone on their tunnel.
     pub(crate) const fn shared(&self) -> &BTreeSet<SocketAddr> {
         &self.shared
@@ -106,8 +113,9 @@ impl Observer {
     pub(crate) fn on_connection(&mut self, dialled: EndId, accepted: EndId, to: SocketAddr) {
         if self.addresses.contains(&to) {
             let stream = |direction| Stream { tunnel: dialled, direction, step: 0, header: Vec::new(), skip: 0 };
-            self.streams.insert(dialled, stream(Direction::Reply));
-            self.streams.insert(accepted, stream(Direction::Request));
+            let (server, inter_server) = if self.entry_dials { (accepted, dialled) } else { (dialled, accepted) };
+            self.streams.insert(server, stream(Direction::Reply));
+            self.streams.insert(inter_server, stream(Direction::Request));
         }
     }
 

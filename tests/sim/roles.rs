@@ -1,7 +1,8 @@
-//! The two roles, exactly as production builds them, over the simulated engine: the exit dials the entry, and the entry takes SOCKS5
-//! clients.
+//! The two roles, exactly as production builds them, over the simulated engine: the exit dials the entry, or the entry the exit, and the entry
+//! takes SOCKS5 clients.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,15 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use zhwkprox::crypto::aead;
 use zhwkprox::crypto::fixed_iv::{MessageCipher, Method};
-use zhwkprox::inter_server::{self, InterServer, ListenerKind};
+use zhwkprox::dial::DialTarget;
+use zhwkprox::inter_server::{self, InterServer};
 use zhwkprox::limits;
+use zhwkprox::listen::ListenerKind;
 use zhwkprox::protocol::login::Protocol;
 use zhwkprox::protocol::v80::Profile;
 use zhwkprox::protocol::v81::handshake::{Keys, Psk};
 use zhwkprox::relay::Bounds;
-use zhwkprox::server::{self, DialTarget, Server};
+use zhwkprox::server::{self, Server};
 use zhwkprox::shard::board::Board;
 use zhwkprox::shard::core::{Core, Parts};
 use zhwkprox::shard::inbox::{Inbox, Postbox};
@@ -54,6 +57,8 @@ pub(crate) struct Topology {
     pub(crate) idle: Option<Duration>,
     pub(crate) version: Version,
     pub(crate) bounds: Bounds,
+    /// The entry dials, and the exit listens.
+    pub(crate) entry_dials: bool,
 }
 
 /// What the tunnels speak.
@@ -75,10 +80,29 @@ impl Topology {
         idle: Some(limits::IDLE_V80),
         version: Version::V80(Profile::Ours),
         bounds: Bounds { held_bytes: limits::HELD_BYTES, ids_used: 0 },
+        entry_dials: false,
     };
 
     /// The same on 0x81.
     pub(crate) const SECURE: Self = Self { version: Version::V81, ..Self::PLAIN };
+
+    /// Where tunnels are dialled to.
+    fn tunnels_at(&self) -> SocketAddr {
+        if self.entry_dials { SocketAddr::new(address(2), 1992) } else { tunnels_at() }
+    }
+
+    /// Whom a role has to dial: the other one, or nobody.
+    fn dial(&self, process: usize) -> Vec<DialTarget> {
+        let at = self.tunnels_at();
+        let dials = self.entry_dials == (process == ENTRY);
+        dials.then(|| DialTarget { host: at.ip().to_string(), port: at.port() }).into_iter().collect()
+    }
+
+    /// Where a role waits for tunnels, if it does.
+    fn tunnel_listener(&self, process: usize, world: &World) -> Option<(ListenerKind, OwnedFd)> {
+        let listens = self.entry_dials == (process == EXIT);
+        listens.then(|| (ListenerKind::Tunnel, SimIo::listener_handle(world, self.tunnels_at())))
+    }
 }
 
 fn protocol(version: Version) -> Protocol {
@@ -96,14 +120,18 @@ fn protocol(version: Version) -> Protocol {
 
 /// Both roles, started, in a world of this seed.
 pub(crate) fn build(seed: u64, topology: &Topology) -> Simulation {
-    let mut simulation = Simulation::new(seed, tunnels_at(), topology.slowness);
+    let tunnels_at = topology.tunnels_at();
+    let mut simulation = Simulation::new(seed, tunnels_at, topology.slowness);
+    if topology.entry_dials {
+        simulation.world().with_observer(Observer::watch_for_entries);
+    }
     if topology.version == Version::V80(Profile::Original) {
         simulation.world().with_observer(Observer::keep_sends);
     }
     if topology.version == Version::V81 {
         simulation.world().with_observer(Observer::expect_records);
     }
-    simulation.world().set_link(tunnels_at().ip(), topology.tunnel_link);
+    simulation.world().set_link(tunnels_at.ip(), topology.tunnel_link);
     let Topology { shards, slots, temper, .. } = *topology;
     let settings = *topology;
     simulation.add_process(
@@ -124,30 +152,28 @@ pub(crate) fn add_exit(simulation: &mut Simulation, topology: &Topology) {
         shards[EXIT],
         slots[EXIT],
         temper[EXIT],
-        Box::new(move |parts, world| start(parts, world, |_| server_of(&settings))),
+        Box::new(move |parts, world| start(parts, world, |world| server_of(&settings, world))),
     );
 }
 
 pub(crate) fn inter_server_of(topology: &Topology, world: &World) -> InterServer {
     let settings = inter_server::Settings {
-        dial: Vec::new(),
+        dial: topology.dial(ENTRY),
         allow_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         credentials: None,
         linger: topology.linger,
         idle: topology.idle,
         wait_for_tunnel: limits::WAIT_FOR_TUNNEL,
     };
-    let listeners = vec![
-        (ListenerKind::Tunnel, SimIo::listener_handle(world, tunnels_at())),
-        (ListenerKind::Socks { authenticate: false }, SimIo::listener_handle(world, socks_at())),
-    ];
-    InterServer::new(settings, protocol(topology.version), listeners).with_bounds(topology.bounds)
+    let socks = (ListenerKind::Socks { authenticate: false }, SimIo::listener_handle(world, socks_at()));
+    let listeners = topology.tunnel_listener(ENTRY, world).into_iter().chain([socks]);
+    InterServer::new(settings, protocol(topology.version), listeners.collect()).with_bounds(topology.bounds)
 }
 
-pub(crate) fn server_of(topology: &Topology) -> Server {
+pub(crate) fn server_of(topology: &Topology, world: &World) -> Server {
     let settings = server::Settings {
-        dial: vec![DialTarget { host: tunnels_at().ip().to_string(), port: tunnels_at().port() }],
-        allow_inter_servers: Vec::new(),
+        dial: topology.dial(EXIT),
+        allow_inter_servers: vec!["10.0.0.0/8".parse().expect("a network")],
         max_tunnels: topology.max_tunnels,
         allow: Vec::new(),
         source: None,
@@ -155,7 +181,8 @@ pub(crate) fn server_of(topology: &Topology) -> Server {
         linger: topology.linger,
         idle: topology.idle,
     };
-    Server::new(settings, protocol(topology.version)).with_bounds(topology.bounds)
+    Server::new(settings, protocol(topology.version), topology.tunnel_listener(EXIT, world).into_iter().collect())
+        .with_bounds(topology.bounds)
 }
 
 /// Puts the shards of one process together.

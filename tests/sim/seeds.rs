@@ -163,8 +163,13 @@ const fn version_of(seed: u64) -> Version {
 
 /// Runs one seed to its end. Panics with what is wrong.
 pub(crate) fn run(seed: u64) -> Outcome {
+    run_in(seed, |topology| topology)
+}
+
+/// The same with another topology.
+pub(crate) fn run_in(seed: u64, change: impl Fn(Topology) -> Topology) -> Outcome {
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let topology = Topology { version: version_of(seed), ..topology(&mut rng) };
+    let topology = change(Topology { version: version_of(seed), ..topology(&mut rng) });
     let secure = topology.version == Version::V81;
     let mut simulation = build(seed, &topology);
     assert!(simulation.run_until(30 * SECOND, |simulation| simulation.state(ENTRY).tunnels > 0), "no tunnel within 30 s");
@@ -278,6 +283,11 @@ thread_local! {
 
 /// Runs one seed; what is wrong comes back as text and is not printed.
 pub(crate) fn try_run(seed: u64) -> Result<Outcome, String> {
+    attempt(|| run(seed))
+}
+
+/// Runs one simulation; what is wrong comes back as text and is not printed.
+pub(crate) fn attempt(run: impl FnOnce() -> Outcome) -> Result<Outcome, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
@@ -288,7 +298,7 @@ pub(crate) fn try_run(seed: u64) -> Result<Outcome, String> {
         }));
     });
     QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(|| run(seed)));
+    let result = catch_unwind(AssertUnwindSafe(run));
     QUIET.set(false);
     result.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

@@ -16,8 +16,10 @@ pub enum Owner {
     Accepting(SocketId),
     /// A listener, by the role's number for it.
     Listener(u32),
-    /// A connection that has not said yet, or not proven, what it is.
+    /// A connection that has not said yet what it is or wants.
     Pending(Key),
+    /// A connection that is to become a tunnel: being made, or in its login.
+    Login(Key),
     /// An authenticated tunnel.
     Tunnel(Key),
     /// A flow's connection: a client's or a destination's.

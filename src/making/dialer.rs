@@ -1,4 +1,4 @@
-//! How many tunnels the exit keeps to one inter-server, and when it dials the next one: spares grow with use and shrink when idle,
+//! How many tunnels who dials keeps to one of the others, and when it dials the next one: spares grow with use and shrink when idle,
 //! failures back off with full jitter.
 //!
 //! What always holds between calls: while `pause` is set nothing is dialled; `in_progress` counts the connections that are being
@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use super::DialTarget;
+use crate::dial::DialTarget;
 use crate::limits;
 use crate::shard::timers::TimerId;
 
-/// One inter-server as the exit sees it.
+/// One of the other side, as who dials sees it.
 #[derive(Debug)]
 pub struct Dialer {
     /// Where it is.
