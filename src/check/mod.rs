@@ -1,7 +1,7 @@
 //! `zhwkprox check`: dials the other end, logs in once, leaves again, and says in words how that went, seen from here. Plain blocking
 //! sockets, no ring: it works where the relay itself cannot run.
 //!
-//! What always holds: nothing is waited for longer than [`PATIENCE`]; a flow that is put on our tunnel meanwhile is refused, not left
+//! What always holds: nothing is waited for longer than `PATIENCE`; a flow that is put on our tunnel meanwhile is refused, not left
 //! hanging; no key is in any message.
 
 mod login;
