@@ -15,6 +15,7 @@
 
 pub mod crowd;
 pub mod dialer;
+mod made;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +26,7 @@ use tracing::{debug, info, warn};
 
 pub use self::crowd::Crowd;
 use self::dialer::Dialer;
+pub use self::made::Made;
 use crate::dial::{DialTarget, MAX_DIAL};
 use crate::limits;
 use crate::mutants::{self, Mutant};
@@ -34,7 +36,7 @@ use crate::protocol::login::{Login, Progress, Proof, Protocol};
 use crate::relay::{Lost, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
-use crate::shard::inbox::{Message, NameError, ToControl};
+use crate::shard::inbox::{NameError, ToControl};
 use crate::shard::io::Purpose;
 use crate::shard::slab::{GenSlab, Key};
 use crate::shard::time::Time;
@@ -61,23 +63,6 @@ pub struct Settings {
     pub allowed: Vec<IpNet>,
     /// Most tunnels to each that is dialled.
     pub max_tunnels: usize,
-}
-
-/// An authenticated tunnel that nobody has yet.
-#[derive(Debug)]
-pub struct Made {
-    /// Its connection; nothing is being received on it.
-    pub socket: Key,
-    /// Which dialler's it is, or [`ACCEPTED`].
-    pub peer: usize,
-    /// The other end.
-    pub address: SocketAddr,
-    /// That it is one.
-    pub proof: Proof,
-    /// What the login has still to send.
-    pub outbox: Outbox,
-    /// What came behind the login.
-    pub rest: Vec<u8>,
 }
 
 /// A tunnel that is being made.
@@ -569,29 +554,6 @@ impl Making {
             Side::Exit => "inter-server",
             Side::Entry => "server",
         }
-    }
-}
-
-impl Made {
-    /// A tunnel that another shard has accepted.
-    #[must_use]
-    pub fn adopt(core: &mut Core, descriptor: std::os::fd::OwnedFd, address: SocketAddr, proof: Proof, rest: Vec<u8>) -> Self {
-        let socket = core.adopt(descriptor, Owner::Role);
-        Self { socket, peer: ACCEPTED, address, proof, outbox: Outbox::default(), rest }
-    }
-
-    /// Gives a tunnel that was accepted to the shard with the fewest. Gives it back if it stays; those that are dialled do.
-    #[must_use]
-    pub fn hand_over(self, core: &mut Core) -> Option<Self> {
-        let shard = core.board().fewest_tunnels(core.index());
-        if self.peer != ACCEPTED || shard == core.index() || self.outbox.bytes() > 0 {
-            return Some(self);
-        }
-        let Some(descriptor) = core.detach(self.socket) else { return Some(self) };
-        core.board().expect_tunnel(shard);
-        let Self { address: peer, proof, rest, .. } = self;
-        core.post(shard, Message::Tunnel { descriptor, peer, proof, rest });
-        None
     }
 }
 
