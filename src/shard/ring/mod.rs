@@ -11,7 +11,7 @@
 //! * memory named in an entry is kept in the record of its socket until the completion, whatever happens to the flow;
 //! * sockets are blocking ones, so that the kernel waits for us (it never waits on a socket that is O_NONBLOCK);
 //! * a read of the inbox's bell is outstanding, so another thread can end the sleep;
-//! * at most [`SLOTS_POSTED`] slots are lent to the kernel.
+//! * at most [`SLOTS_POSTED`] slots are lent to the kernel, and fewer while each is filled.
 #![expect(unsafe_code, reason = "vouches for the memory that entries name")]
 
 mod lost;
@@ -301,7 +301,9 @@ impl Ring {
         };
         // SAFETY: the kernel wrote an address of this length, or left it zeroed, which is the family "unspecified".
         let peer = unsafe { SockAddr::new(accepting.address, accepting.length) }.as_socket();
-        if peer.is_some() && options::apply(SockRef::from(&descriptor), accepting.purpose).is_err() {
+        if let Some(peer) = peer
+            && options::apply(SockRef::from(&descriptor), accepting.purpose, peer.ip()).is_err()
+        {
             // It went wrong with this connection, which is closed with that, and not with the listener.
             return (Err(Errno(libc::ECONNABORTED)), Payload::None);
         }
@@ -320,7 +322,7 @@ impl Ring {
 
     /// `None`: the posted slots were used up while the arena has more, so the receive is not over.
     fn received(&mut self, token: Token, result: Result<u32, Errno>, flags: u32) -> Option<(Result<u32, Errno>, Payload)> {
-        let slot = cqueue::buffer_select(flags).map(|number| self.posted.taken(number));
+        let slot = cqueue::buffer_select(flags).map(|number| self.posted.taken(number, result.unwrap_or(0) as usize));
         // No more of them than there are slots, or thousands would compete for a few, turn after turn.
         let another_try = result == Err(Errno(libc::ENOBUFS)) && self.again.len() < self.slots_available();
         let socket = self.sockets.open(token.socket());
@@ -380,7 +382,7 @@ impl Ring {
         let Some(kind) = token.kind() else { return };
         self.outstanding -= 1;
         if let Some(number) = cqueue::buffer_select(completion.flags()) {
-            drop(self.posted.taken(number));
+            drop(self.posted.taken(number, 0));
         }
         if let (Kind::Accept, Ok(descriptor)) = (kind, u32::try_from(completion.result())) {
             drop(own(descriptor));

@@ -1,6 +1,9 @@
 //! The buffer ring: slots that the kernel may fill when bytes arrive. Few are posted at a time, taken from the arena's stack, so that
 //! the memory in use stays small and warm; which slot an entry stands for is kept here, never in the kernel's hands.
 //!
+//! The kernel takes the oldest first, so each receive goes to memory that was last touched as many receives ago as slots are posted. While
+//! receives fill their slots only a few are posted; small messages touch little of theirs, and get all.
+//!
 //! What always holds between calls: each entry number is either free, or names one slot that is lent to the kernel.
 #![expect(unsafe_code, reason = "owns the page of entries that the kernel reads")]
 
@@ -11,7 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
-use crate::limits::RECORD_BYTES_MAX;
+use crate::limits::{RECORD_BYTES_MAX, WARM_BYTES};
 use crate::shard::buffers::{Arena, Slot};
 use crate::shard::pages::Pages;
 
@@ -22,6 +25,9 @@ pub(super) const GROUP: u16 = 0;
 #[expect(clippy::cast_possible_truncation, reason = "less than 64 KiB")]
 pub(super) const DATA: u32 = RECORD_BYTES_MAX as u32;
 
+/// Of how many receives [`Posted::typical`] is the average, about.
+const RECENT: usize = 8;
+
 /// The slots lent to the kernel.
 pub(super) struct Posted {
     entries: Option<Pages>,
@@ -30,6 +36,8 @@ pub(super) struct Posted {
     /// Entry numbers not in use.
     free: Vec<u16>,
     tail: u16,
+    /// Bytes that a receive has brought lately.
+    typical: usize,
     arena: Arena,
 }
 
@@ -42,7 +50,7 @@ impl Posted {
         // only when the ring is closed, or never (see `forget_memory`).
         unsafe { uring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }?;
         let slots = vec![0; usize::from(count)].into_boxed_slice();
-        Ok(Self { entries: Some(page), slots, free: (0..count).rev().collect(), tail: 0, arena })
+        Ok(Self { entries: Some(page), slots, free: (0..count).rev().collect(), tail: 0, typical: 0, arena })
     }
 
     /// How many slots the kernel has.
@@ -50,11 +58,19 @@ impl Posted {
         self.slots.len() - self.free.len()
     }
 
+    /// How many are to be posted: those that recent receives would have filled with [`WARM_BYTES`].
+    fn wanted(&self) -> usize {
+        (WARM_BYTES / self.typical.max(1)).min(self.slots.len())
+    }
+
     /// Posts slots while there are free ones and room.
     pub(super) fn top_up(&mut self) {
+        let wanted = self.wanted();
         let Some(page) = &self.entries else { return };
         let before = self.tail;
-        while let Some(&number) = self.free.last() {
+        while self.slots.len() - self.free.len() < wanted
+            && let Some(&number) = self.free.last()
+        {
             let Some(slot) = self.arena.take() else { break };
             self.free.pop();
             let (index, data) = slot.lend();
@@ -75,9 +91,10 @@ impl Posted {
         }
     }
 
-    /// The slot that the kernel took for a receive.
-    pub(super) fn taken(&mut self, number: u16) -> Slot {
+    /// The slot that the kernel took for a receive of so many bytes.
+    pub(super) fn taken(&mut self, number: u16, bytes: usize) -> Slot {
         self.free.push(number);
+        self.typical = (self.typical * (RECENT - 1) + bytes) / RECENT;
         self.arena.reclaim(self.slots[usize::from(number)])
     }
 
