@@ -38,7 +38,12 @@ parse() {
         case "$1" in
             --link) needs_value "$@"; LINK="$2"; shift ;;
             --device) needs_value "$@"; DEVICES+=("$2"); shift ;;
-            --cores) needs_value "$@"; mapfile -t CORES < <(expand_list "$2"); shift ;;
+            --cores)
+                needs_value "$@"
+                [[ "$2" =~ ^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$ ]] || wrong_use "--cores: expected numbers as in 0-3,6, got $2"
+                mapfile -t CORES < <(expand_list "$2")
+                shift
+                ;;
             --root) needs_value "$@"; ROOT="${2%/}"; shift ;;
             --state) needs_value "$@"; STATE="$2"; shift ;;
             --settings) needs_value "$@"; SETTINGS="$2"; shift ;;
@@ -77,7 +82,6 @@ sections() {
 expand_list() {
     local part
     for part in ${1//,/ }; do
-        [[ "$part" =~ ^[0-9]+(-[0-9]+)?$ ]] || wrong_use "expected numbers as in 0-3,6, got $1"
         seq "${part%-*}" "${part#*-}"
     done
 }
@@ -201,14 +205,17 @@ irqs_of() {
 
 # One line of targets, with the words of the want turned into numbers: the at-th of count.
 resolve() {
-    local word words values=() core=${CORES[$(($3 % ${#CORES[@]}))]}
+    local word words kib values=() core=${CORES[$(($3 % ${#CORES[@]}))]}
     read -ra words <<<"$2"
     for word in "${words[@]}"; do
         case "$word" in
             core) word="$core" ;;
             core-mask) word="$(mask_of "$core")" ;;
             share/*) word=$((${word#*/} / $4)) ;;
-            ram/*) word=$(($(awk '$1 == "MemTotal:" { print $2 }' "$ROOT/proc/meminfo") / 4 / ${word#*/})) ;;
+            ram/*)
+                kib="$(awk '$1 == "MemTotal:" { print $2 }' "$ROOT/proc/meminfo" 2>/dev/null)"
+                word=$((${kib:-0} / 4 / ${word#*/}))
+                ;;
             cores\**) word=$((${#CORES[@]} * ${word#*\*})) ;;
         esac
         values+=("$word")
@@ -236,7 +243,7 @@ read_target() {
     FOUND='' REASON="no $2" SET_BY_SOMEBODY=''
     case "$1" in
         file) [ -e "$ROOT$2" ] && FOUND="$(cat "$ROOT$2" 2>/dev/null)" ;;
-        chosen) [ -e "$ROOT$2" ] && FOUND="$(sed -n 's/.*\[\(.*\)\].*/\1/p' "$ROOT$2")" ;;
+        chosen) [ -e "$ROOT$2" ] && FOUND="$(sed 's/.*\[\(.*\)\].*/\1/' "$ROOT$2")" ;;
         limit) read_limit "$2" ;;
         limits-file) if [ -e "$ROOT$2" ]; then FOUND="content $(base64 -w 0 "$ROOT$2")"; else FOUND=absent; fi ;;
         process) if running "$2"; then FOUND=running; else FOUND=absent; fi ;;
@@ -269,7 +276,8 @@ running() {
 read_qdisc() {
     local shown
     REASON="no device $1, or no tc (apt-get install iproute2)"
-    shown="$(tc qdisc show dev "$1" 2>/dev/null)" && [ -n "$shown" ] || return 1
+    shown="$(tc qdisc show dev "$1" 2>/dev/null)" || return 1
+    if [ -z "$shown" ]; then shown="qdisc none 0: root"; fi
     FOUND="$(awk '
         $4 == "root" { root = $2 }
         $4 == "parent" && $5 !~ /^ffff/ && !seen[$2]++ { queues = queues " " $2 }
