@@ -99,8 +99,9 @@ network_cards() {
 begin_changes() {
     [ -n "$ROOT" ] || [ "$(id -u)" -eq 0 ] || wrong_use "only root can do this: sudo $0 (check.sh and apply.sh --dry-run change nothing)"
     mkdir -p "$STATE" || wrong_use "cannot make $STATE, where the record of what was there is kept"
+    command -v flock >/dev/null || wrong_use "there is no flock: apt-get install util-linux"
     exec 9>"$STATE/lock"
-    flock --nonblock 9 || wrong_use "another one is at work here ($STATE/lock)"
+    flock -n 9 || wrong_use "another one is at work here ($STATE/lock)"
     drop_stale_record
 }
 
@@ -111,6 +112,7 @@ each_setting() {
     local line key=''
     for SECTION in "${SECTIONS[@]}"; do
         S=()
+        [ -r "$SETTINGS/$SECTION.conf" ] || wrong_use "cannot read $SETTINGS/$SECTION.conf"
         while IFS= read -r line; do
             case "$line" in
                 '#'* | '') ;;
@@ -191,7 +193,8 @@ irqs_of() {
     local folder="$ROOT/sys/class/net/$1/device" name number at=0
     for folder in "$folder/msi_irqs" "$(readlink -f "$folder")/../msi_irqs"; do
         [ -d "$folder" ] || continue
-        for number in $(find "$folder/" -mindepth 1 -printf '%f\n' | sort -n); do
+        for number in "$folder"/*; do
+            number="${number##*/}"
             name="$(awk -v irq="$number:" '$1 == irq { print $NF }' "$ROOT/proc/interrupts")"
             name="${name%%@*}"
             case "$name" in *async* | *ctrl* | *config* | *mgmnt* | *pages* | *fdir*) continue ;; esac
@@ -242,7 +245,7 @@ mask_of() {
 read_target() {
     FOUND='' REASON="no $2" SET_BY_SOMEBODY=''
     case "$1" in
-        file) [ -e "$ROOT$2" ] && FOUND="$(cat "$ROOT$2" 2>/dev/null)" ;;
+        file) [ -e "$ROOT$2" ] && { FOUND="$(<"$ROOT$2")"; } 2>/dev/null ;;
         chosen) [ -e "$ROOT$2" ] && FOUND="$(sed 's/.*\[\(.*\)\].*/\1/' "$ROOT$2")" ;;
         limit) read_limit "$2" ;;
         limits-file) if [ -e "$ROOT$2" ]; then FOUND="content $(base64 -w 0 "$ROOT$2")"; else FOUND=absent; fi ;;
@@ -285,10 +288,19 @@ read_qdisc() {
     SET_BY_SOMEBODY="$(awk '($4 == "root" || $4 == "parent" && $5 !~ /^ffff/) && $3 != "0:" { print "yes"; exit }' <<<"$shown")"
 }
 
+# What a card cannot send in one piece is no setting of it.
 read_link() {
+    local shown most want
     REASON="$2 is not shown for $1 by this kernel or this ip"
-    FOUND="$(ip -d link show dev "$1" 2>/dev/null | grep -o " $2 [0-9]*" | awk '{ print $2 }')"
-    [ -n "$FOUND" ]
+    shown="$(ip -d link show dev "$1" 2>/dev/null)"
+    FOUND="$(sed -n "s/.* $2 \([0-9]*\).*/\1/p" <<<"$shown")"
+    [ -n "$FOUND" ] || return 1
+    most="$(sed -n 's/.* tso_max_size \([0-9]*\).*/\1/p' <<<"$shown")"
+    want="$(wanted)"
+    if [[ "$2" == gso* ]] && [ "${most:-0}" -gt 0 ] && [ "${want:-0}" -gt "$most" ]; then
+        REASON="the card takes $most at most"
+        return 1
+    fi
 }
 
 # A target as it is shown.

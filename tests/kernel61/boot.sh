@@ -53,7 +53,7 @@ fill_root() {
     install -m 755 "$1" "$root/bin/zhwkprox"
     install -m 755 "$(command -v busybox)" "$root/bin/busybox"
     local program
-    for program in bash curl tc ip; do
+    for program in bash curl flock ip tc; do
         install -m 755 "$(PATH="$PATH:/usr/sbin:/sbin" command -v "$program")" "$root/bin/$program"
         libraries "$root/bin/$program"
     done
@@ -63,6 +63,9 @@ fill_root() {
         cp "$modules/$module.ko" "$root/modules/"
     done
     cp -r tuning "$root/tuning"
+    cp tests/kernel61/settings.sh "$root/tuning/on-kernel61.sh"
+    mkdir -p "$root/usr/bin"
+    ln -s /bin/busybox "$root/usr/bin/env"
     install -m 755 tests/kernel61/init.sh "$root/init"
     printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
     printf 'root:x:0:0:root:/:/bin/sh\n' >"$root/etc/passwd"
@@ -90,6 +93,7 @@ judge() {
     for wanted in "kernel 6.1." "doctor ok" "demo ok" "file ok" "tuning ok"; do
         grep -q "^kernel61: $wanted" "$work/console" || fail "the guest did not say \`$wanted\`, see above"
     done
+    if grep '^kernel61: .* FAILED' "$work/console"; then fail "a step has failed, see above"; fi
     if grep -E 'BUG:|Oops|WARNING: CPU|Kernel panic' "$work/console"; then fail "the kernel complained"; fi
     echo "boot.sh: all is well on $(sed -n 's/^kernel61: kernel //p' "$work/console"), ${SECONDS} s"
 }

@@ -8,6 +8,7 @@ export PATH=/bin
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
+ln -s /proc/self/fd /dev/fd
 mount -t tmpfs none /tmp
 ip link set lo up
 ulimit -n 20000
@@ -25,6 +26,8 @@ await() {
     done
 }
 
+# The firmware ends without a line's end.
+echo
 say "kernel $(uname -r)"
 
 if zhwkprox doctor; then say "doctor ok"; else say "doctor FAILED"; fi
@@ -77,6 +80,6 @@ kill -TERM "$entry" "$exit"
 wait "$entry" || say "file FAILED: the entry ended with status $?"
 wait "$exit" || say "file FAILED: the exit ended with status $?"
 
-say "tuning ok"
+bash /tuning/on-kernel61.sh
 sync
 poweroff -f
