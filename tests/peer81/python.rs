@@ -2,17 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+/// Held while an environment is looked for and made: this binary's tests run side by side.
+static MAKING: Mutex<()> = Mutex::new(());
 
 /// `peer.py`, ready for its arguments; `None`, said aloud, where its packages are not and may not be fetched.
 pub(crate) fn peer() -> Option<Command> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer81");
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peer81-venv");
     let own = environment.join("bin/python");
+    let making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let python = [PathBuf::from("python3"), own.clone()].into_iter().find(|python| has_packages(python)).or_else(|| {
         std::env::var_os("CI")?;
         make(&environment, &directory.join("requirements.txt"));
         Some(own)
     });
+    drop(making);
     let Some(python) = python else {
         eprintln!("SKIPPED: no Python with the packages of tests/peer81/requirements.txt. to fetch them into target: CI=1 cargo test …");
         return None;
