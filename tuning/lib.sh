@@ -398,7 +398,7 @@ write_qdisc() {
     local class
     if [ "$2" = default ]; then
         REASON="$(tc qdisc del dev "$1" root 2>&1)"
-    elif tc qdisc show dev "$1" | grep -q '^qdisc mq .* root'; then
+    elif grep -q '^qdisc mq .* root' <<<"$(tc qdisc show dev "$1")"; then
         REASON="$(tc qdisc replace dev "$1" root handle 1: mq 2>&1)" || return 1
         for class in $(tc class show dev "$1" | awk '$2 == "mq" { print $3 }'); do
             if ! REASON="$(tc qdisc replace dev "$1" parent "$class" "$2" 2>&1)"; then
@@ -430,5 +430,6 @@ drop_stale_record() {
 # Notes what is there unless that is noted already: remember SCOPE KIND TARGET VALUE.
 remember() {
     [ -e "$(record)" ] || echo "boot|$(boot_id)" >"$(record)" || return 1
-    if ! cut -d '|' -f 1-3 "$(record)" | grep -qxF "$1|$2|$3"; then echo "$1|$2|$3|$4" >>"$(record)"; fi
+    # No pipe: with pipefail a grep that stops reading early could make it fail.
+    if ! grep -qxF "$1|$2|$3" <<<"$(cut -d '|' -f 1-3 "$(record)")"; then echo "$1|$2|$3|$4" >>"$(record)"; fi
 }

@@ -37,7 +37,7 @@ fetch_kernel() {
     local package
     mkdir -p "$cache"
     if ! ls "$cache"/linux-image-6.1.*.deb >/dev/null 2>&1; then
-        package="$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-6\.1\./ { print $2; exit }')"
+        package="$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-6\.1\./ && !seen++ { print $2 }')"
         [ -n "$package" ] || fail "apt knows no linux-image-6.1 (Debian 12's): apt-get update, or put its .deb into $cache"
         (cd "$cache" && apt-get download "$package")
     fi

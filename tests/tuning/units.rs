@@ -150,3 +150,22 @@ fn the_units_fit_the_program() {
     }
     assert_eq!(values(&unit("low-port.conf"), "CapabilityBoundingSet"), ["CAP_NET_BIND_SERVICE"]);
 }
+
+#[test]
+fn the_configuration_that_the_readme_shows_is_accepted() {
+    let readme = fs::read_to_string(tuning().join("README.md")).unwrap();
+    let shown = readme.split("server.toml <<END\n").nth(1).and_then(|rest| rest.split("\nEND").next()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("relay.key").to_str().unwrap().to_owned();
+    assert!(Command::new(env!("CARGO_BIN_EXE_zhwkprox")).args(["keygen", "--out", &key]).status().unwrap().success());
+    let shown = shown.replace("/etc/zhwkprox/relay.key", &key);
+    // And what the inter-server's unit has a folder for.
+    let entry = format!("[inter-server]\nlisten = [\"127.0.0.1:1992\"]\nsocks = [\"unix:/run/zhwkprox/socks\"]\nkey-file = \"{key}\"\n");
+    for (role, text) in [("server", shown.as_str()), ("inter-server", &entry)] {
+        let file = folder.path().join(role);
+        fs::write(&file, text).unwrap();
+        let mut check = Command::new(env!("CARGO_BIN_EXE_zhwkprox"));
+        let check = said(check.args([role, "--check-config", "--config"]).arg(file));
+        assert_eq!((check.status, check.err.as_str()), (0, ""), "{role}");
+    }
+}
