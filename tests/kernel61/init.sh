@@ -81,5 +81,11 @@ wait "$entry" || say "file FAILED: the entry ended with status $?"
 wait "$exit" || say "file FAILED: the exit ended with status $?"
 
 bash /tuning/on-kernel61.sh
-sync
-poweroff -f
+# And the units: systemd wants a root that is not the kernel's first.
+mkdir /newroot
+mount -t tmpfs none /newroot
+cp -a /bin /etc /lib /lib64 /modules /root /tuning /usr /var /newroot/
+mkdir /newroot/dev /newroot/proc /newroot/run /newroot/sys /newroot/tmp
+kill "$(pidof httpd)"
+umount -l /tmp /dev /sys /proc
+exec switch_root /newroot /lib/systemd/systemd

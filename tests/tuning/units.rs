@@ -1,5 +1,5 @@
 //! The systemd units: systemd finds nothing wrong with them and thinks them safe, the binary works under their filter of system calls, and they
-//! fit the program. A booted systemd is not among what the tests have, so what else the units ask for is judged by `systemd-analyze` alone.
+//! fit the program. A booted systemd tries the rest in `tests/kernel61/units.sh`.
 
 use std::fs;
 use std::io::{Read, Write};
