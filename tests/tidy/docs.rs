@@ -8,7 +8,7 @@ use crate::tree::{File, pages, read, root, sources};
 const PAGES: &[&str] = &["ARCHITECTURE", "PROTOCOL", "DECISIONS", "SPECIFICATION", "SECURITY", "HACKING", "CHANGELOG"];
 
 /// What a path of this project begins with.
-const FOLDERS: &[&str] = &["src/", "tests/", "docs/", "fuzz/", "loadgen/", "benches/", ".ci/", ".cargo/"];
+const FOLDERS: &[&str] = &["src/", "tests/", "docs/", "fuzz/", "loadgen/", "benches/", "tuning/", ".ci/", ".cargo/"];
 
 #[test]
 fn readme_begins_with_the_two_commands_that_ci_runs() {

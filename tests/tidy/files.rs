@@ -74,8 +74,8 @@ fn rust_files() -> Vec<File> {
 }
 
 fn everything() -> Vec<File> {
-    let endings = [".rs", ".md", ".sh", ".toml", ".py"];
-    let mut all: Vec<_> = ["src", "tests", "fuzz", "docs", "loadgen", "benches"]
+    let endings = [".rs", ".md", ".sh", ".toml", ".py", ".conf", ".service"];
+    let mut all: Vec<_> = ["src", "tests", "fuzz", "docs", "loadgen", "benches", "tuning"]
         .iter()
         .flat_map(|folder| endings.map(|ending| files(folder, ending)))
         .flatten()
