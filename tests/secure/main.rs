@@ -12,6 +12,7 @@ mod harness;
 #[path = "../peer81/python.rs"]
 mod python;
 
+mod epochs;
 mod exits;
 mod flips;
 mod floods;
