@@ -12,12 +12,14 @@ mod harness;
 #[path = "../peer81/python.rs"]
 mod python;
 
+mod dead_paths;
 mod epochs;
 mod exits;
 mod flips;
 mod floods;
 mod foreign;
 mod logins;
+mod path;
 mod peer;
 mod records;
 mod rules;
