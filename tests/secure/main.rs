@@ -19,6 +19,7 @@ mod flips;
 mod floods;
 mod foreign;
 mod logins;
+mod long_line;
 mod path;
 mod peer;
 mod records;
