@@ -12,7 +12,7 @@ use crate::harness::net::{End, connect, read_to_the_end};
 use crate::harness::traffic::{open_echo, round_trip, works};
 use crate::harness::{Origin, Role, WATCHDOG, await_some};
 use crate::peer::{GENEROUS, Peer};
-use crate::support::{Entry, Keys, await_tunnels, entry, exit};
+use crate::support::{Entry, Keys, await_tunnels, entry, exit, exit_on};
 
 struct TwoExits {
     keys: Keys,
@@ -65,6 +65,20 @@ fn flows_go_to_the_exit_that_has_the_fewest() {
     assert_eq!(here.flows(), [10, 10]);
     drop(echoes);
     here.entry.role.await_quiet();
+}
+
+#[test]
+fn an_exit_on_two_cores_gets_twice_the_flows_of_one_on_a_single_core() {
+    let keys = Keys::new();
+    let files = [keys.write("east", 1), keys.write("west", 2)];
+    let entry = entry(&files.each_ref().map(|file| file.as_path()), &[]);
+    let exits = [exit_on("0,1", entry.tunnel, &files[0], &[]), exit(entry.tunnel, &files[1], &[])];
+    await_tunnels(&entry.role, 3);
+    let origin = Origin::new();
+    let echoes: Vec<_> = (0..30).map(|_| open_echo(entry.socks, origin.address()).unwrap()).collect();
+    assert_eq!(exits.each_ref().map(|exit| exit.state().flows), [20, 10]);
+    drop(echoes);
+    entry.role.await_quiet();
 }
 
 #[test]

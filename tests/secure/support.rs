@@ -74,7 +74,12 @@ pub(crate) fn entry(keys: &[&Path], more: &[&str]) -> Entry {
 
 /// A server on one core, with one tunnel, that dials there and may reach loopback.
 pub(crate) fn exit(to: SocketAddr, key: &Path, more: &[&str]) -> Role {
-    let mut arguments = words(&["server", "--dial", &to.to_string(), "--key-file", key.to_str().unwrap(), "--cores", "0"]);
+    exit_on("0", to, key, more)
+}
+
+/// The same, with a tunnel for each of these cores.
+pub(crate) fn exit_on(cores: &str, to: SocketAddr, key: &Path, more: &[&str]) -> Role {
+    let mut arguments = words(&["server", "--dial", &to.to_string(), "--key-file", key.to_str().unwrap(), "--cores", cores]);
     arguments.extend(words(&["--max-tunnels", "1", "--allow", "127.0.0.0/8"]));
     arguments.extend(words(more));
     Role::start("server", &arguments)
