@@ -137,7 +137,7 @@ pub const INTER_SERVER: &[Flag] = &[
     many(
         "key-file",
         "[NAME=]FILE",
-        "the key of an exit, made by `zhwkprox keygen`; named by its file (office.key) or NAME; with 0x80 just one",
+        "the key of an exit, made by `zhwkprox keygen`; named by its file (office.key) or NAME; or a folder of them (*.key); with 0x80 just one",
     ),
     flag("credentials-file", "FILE", "one line user:password, then asked of every client; required beyond loopback"),
     flag("wait-for-tunnel", "TIME", "how long a client waits for a tunnel (5s)"),

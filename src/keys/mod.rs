@@ -47,6 +47,28 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Anybody on the machine can put a key into it, and be an exit.
+    #[error("{path} can be written by everybody (mode {mode:04o}), expected mode 0700. cure: chmod 700 {path}")]
+    OpenFolder {
+        /// Which folder.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A folder without a key.
+    #[error("{path} is a folder without keys: expected at least one file *.key (to shut the last exit out, stop the inter-server)")]
+    EmptyFolder {
+        /// Which folder.
+        path: String,
+    },
+    /// A file in a folder whose name cannot be that of an exit.
+    #[error("{path} does not have the name of an exit: expected {expected}, and .key")]
+    Name {
+        /// Which file.
+        path: String,
+        /// What a name is.
+        expected: String,
+    },
     /// Not a key file.
     #[error("{path} does not hold a key: expected {expected}")]
     Form {
@@ -151,7 +173,11 @@ pub fn read_secret(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), 
     }
     let unreadable = |cause| KeyError::Unreadable { path: name.clone(), cause };
     let file = File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+    }
+    let mode = metadata.mode() & 0o7777;
     if mode & 0o007 != 0 {
         return Err(KeyError::Exposed { path: name, mode });
     }

@@ -1,9 +1,12 @@
-//! Keys of 0x81: `zhwkprox-0x81:` and the base64 of 32 random bytes, one for each exit, with the exit's name.
+//! Keys of 0x81: `zhwkprox-0x81:` and the base64 of 32 random bytes, one for each exit, with the exit's name. They are in files that are named
+//! one by one, or in a folder, from which one can be taken away while the process runs.
 //!
 //! What always holds between calls: the keys of a [`KeyRing`] are those that its files held when they were last read without a fault.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +17,8 @@ use crate::protocol::v81::handshake::{Keys, PSK_BYTES, Psk};
 
 /// What a key starts with.
 pub(super) const PREFIX: &str = "zhwkprox-0x81:";
+/// What the name of a key's file ends in, in a folder.
+const SUFFIX: &str = "key";
 /// Longest name of a key: it stands in log lines.
 const NAME_MAX: usize = 64;
 
@@ -60,28 +65,30 @@ pub fn load(path: &Path) -> Result<(Psk, Option<String>), KeyError> {
     Ok((Psk::new(key), warning))
 }
 
-/// A file with a key, and the name of the exit that has it.
+/// A file with a key, and the name of the exit that has it; or a folder of such files.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyFile {
     /// What the exit is called.
     pub name: Arc<str>,
     /// Where its key is.
     pub path: PathBuf,
+    /// The path gave the name, so that it may be a folder: then each `*.key` in it is the key of an exit.
+    pub may_be_folder: bool,
 }
 
 impl KeyFile {
-    /// `FILE`, named by its stem, or `NAME=FILE`. The path is as written; relative ones are the caller's.
+    /// `FILE`, named by its stem, or `NAME=FILE`, or a folder. The path is as written; relative ones are the caller's.
     ///
     /// # Errors
     /// What was expected instead.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = || format!("FILE or NAME=FILE, the name of 1 to {NAME_MAX} letters, digits and . _ -");
+        let expected = || format!("FILE or NAME=FILE, the name of 1 to {NAME_MAX} letters, digits and . _ -, or FOLDER");
         if let Some((name, path)) = text.split_once('=').filter(|(name, _)| is_name(name)) {
-            return if path.is_empty() { Err(expected()) } else { Ok(Self { name: name.into(), path: path.into() }) };
+            return if path.is_empty() { Err(expected()) } else { Ok(Self { name: name.into(), path: path.into(), may_be_folder: false }) };
         }
         let path = PathBuf::from(text);
         match path.file_stem().and_then(|stem| stem.to_str()) {
-            Some(stem) if is_name(stem) => Ok(Self { name: stem.into(), path }),
+            Some(stem) if is_name(stem) => Ok(Self { name: stem.into(), path, may_be_folder: true }),
             _ => Err(expected()),
         }
     }
@@ -89,7 +96,43 @@ impl KeyFile {
     /// The one key of a server, whose name nobody asks for.
     #[must_use]
     pub fn only(path: PathBuf) -> Self {
-        Self { name: "key".into(), path }
+        Self { name: "key".into(), path, may_be_folder: false }
+    }
+
+    /// The files that are meant: itself, or what is in its folder now, in the order of their names.
+    fn expand(&self) -> Result<Vec<Self>, KeyError> {
+        if !self.may_be_folder || !self.path.is_dir() {
+            return Ok(vec![self.clone()]);
+        }
+        let folder = || self.path.display().to_string();
+        let unreadable = |cause| KeyError::Unreadable { path: folder(), cause };
+        let mode = fs::metadata(&self.path).map_err(unreadable)?.mode() & 0o7777;
+        if mode & 0o002 != 0 {
+            return Err(KeyError::OpenFolder { path: folder(), mode });
+        }
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            // What editors and copies leave beside a key while they write it is hidden, or ends otherwise.
+            let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if is_hidden || path.extension().is_none_or(|extension| extension != SUFFIX) {
+                continue;
+            }
+            let name = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| is_name(stem));
+            let Some(name) = name.map(Arc::from) else {
+                return Err(KeyError::Name {
+                    path: path.display().to_string(),
+                    expected: format!("1 to {NAME_MAX} letters, digits and . _ -"),
+                });
+            };
+            files.push(Self { name, path, may_be_folder: false });
+        }
+        if files.is_empty() {
+            // A disk that is not mounted looks like this too.
+            return Err(KeyError::EmptyFolder { path: folder() });
+        }
+        files.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(files)
     }
 }
 
@@ -97,7 +140,7 @@ fn is_name(text: &str) -> bool {
     (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Key files, and the keys that they held when they were last read.
+/// Key files and folders, and the keys that they held when they were last read.
 #[derive(Clone, Debug)]
 pub struct KeyRing {
     files: Vec<KeyFile>,
@@ -112,10 +155,12 @@ impl KeyRing {
     pub fn read(files: Vec<KeyFile>) -> Result<(Self, Vec<String>), KeyError> {
         let mut warnings = Vec::new();
         let mut keys = Vec::with_capacity(files.len());
-        for file in &files {
-            let (key, warning) = load(&file.path)?;
-            warnings.extend(warning);
-            keys.push((Arc::clone(&file.name), key));
+        for named in &files {
+            for file in named.expand()? {
+                let (key, warning) = load(&file.path)?;
+                warnings.extend(warning);
+                keys.push((file.name, key));
+            }
         }
         let keys = Arc::new(Keys::new(keys)?);
         Ok((Self { files, keys }, warnings))
@@ -133,7 +178,7 @@ impl KeyRing {
         &self.keys
     }
 
-    /// The files.
+    /// The files and folders.
     #[must_use]
     pub fn files(&self) -> &[KeyFile] {
         &self.files
@@ -165,11 +210,13 @@ mod tests {
 
     #[test]
     fn key_files_are_named_by_their_stem_or_by_what_stands_before_the_equals_sign() {
-        let file = |name: &str, path: &str| Ok(KeyFile { name: name.into(), path: path.into() });
+        let file = |name: &str, path: &str| Ok(KeyFile { name: name.into(), path: path.into(), may_be_folder: true });
+        let named = |name: &str, path: &str| Ok(KeyFile { name: name.into(), path: path.into(), may_be_folder: false });
         assert_eq!(KeyFile::parse("/etc/zhwkprox/office.key"), file("office", "/etc/zhwkprox/office.key"));
         assert_eq!(KeyFile::parse("office"), file("office", "office"));
-        assert_eq!(KeyFile::parse("office-2=/etc/a b.key"), file("office-2", "/etc/a b.key"));
-        assert_eq!(KeyFile::parse("a=b=c"), file("a", "b=c"));
+        assert_eq!(KeyFile::parse("/etc/zhwkprox/keys/"), file("keys", "/etc/zhwkprox/keys/"));
+        assert_eq!(KeyFile::parse("office-2=/etc/a b.key"), named("office-2", "/etc/a b.key"));
+        assert_eq!(KeyFile::parse("a=b=c"), named("a", "b=c"));
         assert_eq!(KeyFile::parse("/etc/x=y/office.key"), file("office", "/etc/x=y/office.key"), "a path, not a name");
         let long = format!("{}=x", "n".repeat(65));
         for wrong in ["", "office=", "/etc/the office.key", "/", "/etc/b\u{fc}ro.key", &long] {

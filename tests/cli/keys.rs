@@ -1,8 +1,9 @@
 //! The keys of an inter-server on 0x81: several, each with the name of its exit.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{Folder, accepted, key81, refused, said};
+use crate::support::{Folder, accepted, key81, output, refused, said};
 
 #[test]
 fn several_keys_have_the_names_of_their_files_or_those_that_are_typed() {
@@ -64,4 +65,43 @@ fn a_key_of_0x81_that_others_can_read_is_refused_and_one_for_the_group_is_warned
     assert!(text.starts_with("warning: ") && text.contains(&group) && text.contains("0640"), "{text}");
     fs::remove_file(&group).unwrap();
     refused(&folder.inter_server81(&["--key-file", &one, &group]), &["--key-file: cannot read", &group, "No such file"]);
+}
+
+#[test]
+fn a_folder_stands_for_the_keys_in_it_by_the_names_of_their_files() {
+    let folder = Folder::new();
+    let keys = folder.text("keys");
+    fs::create_dir(&keys).unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o700)).unwrap();
+    refused(&folder.inter_server81(&["--key-file", &keys]), &["--key-file", &keys, "a folder without keys", "at least one file *.key"]);
+    let office = folder.write81("keys/office.key", 1);
+    folder.write81("keys/home.key", 2);
+    // Nothing of this is a key.
+    for beside in ["keys/README", "keys/office.key~", "keys/.home.key.swp", "keys/.#home.key", "keys/office.key.tmp"] {
+        folder.write(beside, "nothing", 0o644);
+    }
+    accepted(&folder.inter_server81(&["--key-file", &keys]));
+    accepted(&folder.inter_server81(&["--key-file", &format!("{keys}/")]));
+    // The names are those of the files: here they meet another.
+    let other = folder.write81("other.key", 3);
+    accepted(&folder.inter_server81(&["--key-file", &keys, &other]));
+    refused(&folder.inter_server81(&["--key-file", &keys, &format!("home={other}")]), &["--key-file", "two keys have the name", "home"]);
+    // A folder has several names and none of its own, and a server has one key.
+    refused(&folder.inter_server81(&["--key-file", &format!("office={keys}")]), &["cannot read", &keys, "directory"]);
+    let server = output(&["server", "--check-config", "--key-file", &keys, "--dial", "192.0.2.1:1992"]);
+    refused(&server, &["cannot read", &keys, "directory"]);
+    for (name, contents, mode, words) in [
+        ("keys/the office.key", key81(4), 0o600, "does not have the name of an exit"),
+        ("keys/half.key", key81(4)[..30].to_owned(), 0o600, "a key of 12 bytes, expected 32"),
+        ("keys/open.key", key81(4), 0o644, "read by everybody"),
+        ("keys/again.key", key81(1), 0o600, "the same key"),
+    ] {
+        let wrong = folder.write(name, &contents, mode);
+        refused(&folder.inter_server81(&["--key-file", &keys]), &["--key-file", words]);
+        fs::remove_file(wrong).unwrap();
+    }
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o1777)).unwrap();
+    refused(&folder.inter_server81(&["--key-file", &keys]), &["--key-file", &keys, "written by everybody", "1777", "chmod 700"]);
+    // One that is named need not be in a folder that is nobody else's.
+    accepted(&folder.inter_server81(&["--key-file", &office]));
 }

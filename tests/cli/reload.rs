@@ -1,6 +1,7 @@
 //! SIGHUP reads the key files again, in the control thread of a real process.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use zhwkprox::control::{Announce, Control, Event, Events, Group};
@@ -122,4 +123,49 @@ fn hup_reads_the_key_files_again_and_tells_every_shard() {
     assert!(status.success(), "{err}");
     assert!(!out.lines().any(|line| line.starts_with("shard ")), "nothing was posted for what could not be read: {out}");
     assert!(!err.contains("hunter2") && !err.contains(&key81(4)[14..30]));
+}
+
+#[test]
+fn a_key_taken_out_of_its_folder_is_removed_by_hup_and_one_put_in_is_added() {
+    if let Ok(files) = std::env::var(FILES) {
+        return child(&files);
+    }
+    let folder = Folder::new();
+    let keys = folder.text("keys");
+    fs::create_dir(&keys).unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o700)).unwrap();
+    let (office, home) = (folder.write81("keys/office.key", 1), folder.write81("keys/home.key", 2));
+    let test = "reload::a_key_taken_out_of_its_folder_is_removed_by_hup_and_one_put_in_is_added";
+    let mut process = start(test, &[&keys]);
+    let mut hup = |says: &str, names: &str| {
+        process.signal("HUP");
+        process.said(says);
+        for _ in 0..2 {
+            let shard = process.printed("shard ");
+            assert!(shard.ends_with(names), "{shard}");
+        }
+    };
+    hup("keys read again: 2 (no change)", "has home office");
+    fs::remove_file(&home).unwrap();
+    hup("keys read again: 1 (removed home)", "has office");
+    folder.write81("keys/attic.key", 3);
+    hup("keys read again: 2 (added attic)", "has attic office");
+    // One that is half there keeps the rest as it was, and so does a folder in which nothing is.
+    folder.write("keys/home.key", &key81(4)[..30], 0o600);
+    process.signal("HUP");
+    let line = process.said("keys not read again, the old ones stay");
+    assert!(line.contains(&home) && line.contains("12 bytes, expected 32"), "{line}");
+    for file in [&office, &home, &folder.text("keys/attic.key")] {
+        fs::remove_file(file).unwrap();
+    }
+    process.signal("HUP");
+    let line = process.said("a folder without keys");
+    assert!(line.contains("the old ones stay") && line.contains("stop the inter-server"), "{line}");
+    fs::remove_dir(&keys).unwrap();
+    process.signal("HUP");
+    process.said("cannot read");
+    process.signal("TERM");
+    let (status, out, err) = process.ended();
+    assert!(status.success(), "{err}");
+    assert!(!out.lines().any(|line| line.starts_with("shard ")), "nothing was posted for what could not be read: {out}");
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::net::{connect, free_address, read_to_the_end, reset};
 use crate::harness::socks::Refusal;
-use crate::harness::traffic::{all_well, close_echo, download, in_parallel, in_turns, open_echo, round_trip, works};
+use crate::harness::traffic::{all_well, close_echo, download, in_parallel, in_turns, open_echo, round_trip, upload, works};
 use crate::harness::{Options, Origin, Relay, Role, WATCHDOG, await_some, heavy, on_0x81, quick, skipped_on_0x80, skipped_on_0x81, socks};
 
 #[test]
@@ -22,6 +22,48 @@ fn both_roles_stay_within_64_mebibytes_while_they_are_busy() {
         let peak = role.peak_memory_kib();
         assert!(peak <= 64 << 10, "{name}: {peak} KiB at its peak");
     }
+    relay.at_rest();
+}
+
+#[test]
+fn memory_is_flat_while_sixteen_uploads_and_sixteen_downloads_run_at_full_speed() {
+    let _alone = heavy();
+    let (relay, origin) = (Relay::usual(), Origin::everywhere());
+    let over = AtomicBool::new(false);
+    let moved = AtomicUsize::new(0);
+    let memory = || [&relay.entry, &relay.exit].map(Role::memory_kib);
+    std::thread::scope(|scope| {
+        for i in 0..32 {
+            let (over, moved, relay, origin) = (&over, &moved, &relay, &origin);
+            scope.spawn(move || {
+                let flow = u32::try_from(i).unwrap();
+                while !over.load(Ordering::SeqCst) {
+                    let len = 20_000_000_u32;
+                    let done = if i % 2 == 0 {
+                        download(relay.socks, origin, origin.nth(i), flow, len.into())
+                    } else {
+                        upload(relay.socks, origin, origin.nth(i), flow, len.into())
+                    };
+                    done.unwrap();
+                    moved.fetch_add(len as usize, Ordering::SeqCst);
+                }
+            });
+        }
+        // Everything has been as full as it gets; from then on there is no more.
+        let gigabyte = 1_000_000_000;
+        await_some("the first gigabyte", WATCHDOG * 4, || (moved.load(Ordering::SeqCst) > gigabyte).then_some(()));
+        let mut seen = vec![memory()];
+        for more in 2..=if quick() { 2 } else { 4 } {
+            await_some("another gigabyte", WATCHDOG * 4, || (moved.load(Ordering::SeqCst) > more * gigabyte).then_some(()));
+            seen.push(memory());
+        }
+        over.store(true, Ordering::SeqCst);
+        for at in 0..2 {
+            let (first, most) = (seen[0][at], seen.iter().map(|kib| kib[at]).max().unwrap());
+            assert!(most <= first + (8 << 10), "{first} KiB, then {most}: {seen:?}");
+            assert!(most <= 96 << 10, "{seen:?}");
+        }
+    });
     relay.at_rest();
 }
 

@@ -19,6 +19,7 @@ mod names;
 mod names_at_exit;
 mod outcomes;
 mod policy;
+mod redial;
 mod replies;
 mod shards;
 mod sharing;
@@ -41,6 +42,7 @@ fn what_is_skipped_on_0x81_is_listed_with_its_reason_exactly() {
         include_str!("names_at_exit.rs"),
         include_str!("outcomes.rs"),
         include_str!("policy.rs"),
+        include_str!("redial.rs"),
         include_str!("replies.rs"),
         include_str!("shards.rs"),
         include_str!("sharing.rs"),

@@ -288,7 +288,12 @@ fn silent_connections(relay: &Relay, port: SocketAddr, count: usize) {
     let mut bystander = open_echo(relay.socks, origin.address()).unwrap();
     let silent: Mutex<Vec<TcpStream>> = Mutex::new(Vec::new());
     all_well(&in_turns(4, count, |i| {
-        let mut stream = connect(port).map_err(|e| format!("connection {i}: {e}"))?;
+        let mut stream = match connect(port) {
+            Ok(stream) => stream,
+            // One that makes room for another as soon as it is accepted is reset, on a busy machine before we have heard that it was.
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(e) => return Err(format!("connection {i}: {e}")),
+        };
         if i % 3 == 0 {
             let _ = stream.write_all(&[if port == relay.socks { 5 } else { protocol().version() }]);
         }

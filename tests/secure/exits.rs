@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use zhwkprox::crypto::aead::Method;
@@ -11,7 +12,7 @@ use crate::harness::net::{End, connect, read_to_the_end};
 use crate::harness::traffic::{open_echo, round_trip, works};
 use crate::harness::{Origin, Role, WATCHDOG, await_some};
 use crate::peer::{GENEROUS, Peer};
-use crate::support::{Entry, Keys, await_tunnels, entry, exit};
+use crate::support::{Entry, Keys, await_tunnels, entry, exit, exit_on};
 
 struct TwoExits {
     keys: Keys,
@@ -39,6 +40,24 @@ impl TwoExits {
     }
 }
 
+/// How many of these flows live; all others have been reset. They are kept out of `echoes` from now on.
+fn survivors(echoes: &mut Vec<TcpStream>) -> usize {
+    echoes.retain_mut(|echo| {
+        let guard = echo.read_timeout().unwrap();
+        // A reset is there at once; where there is none nothing comes.
+        echo.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let (got, end) = read_to_the_end(echo);
+        echo.set_read_timeout(guard).unwrap();
+        if end == End::Never {
+            round_trip(echo, b"still here").unwrap();
+            return true;
+        }
+        assert!(got.is_empty() && end == End::Reset, "{} bytes and {end:?}", got.len());
+        false
+    });
+    echoes.len()
+}
+
 #[test]
 fn flows_go_to_the_exit_that_has_the_fewest() {
     let here = TwoExits::start();
@@ -46,6 +65,20 @@ fn flows_go_to_the_exit_that_has_the_fewest() {
     assert_eq!(here.flows(), [10, 10]);
     drop(echoes);
     here.entry.role.await_quiet();
+}
+
+#[test]
+fn an_exit_on_two_cores_gets_twice_the_flows_of_one_on_a_single_core() {
+    let keys = Keys::new();
+    let files = [keys.write("east", 1), keys.write("west", 2)];
+    let entry = entry(&files.each_ref().map(|file| file.as_path()), &[]);
+    let exits = [exit_on("0,1", entry.tunnel, &files[0], &[]), exit(entry.tunnel, &files[1], &[])];
+    await_tunnels(&entry.role, 3);
+    let origin = Origin::new();
+    let echoes: Vec<_> = (0..30).map(|_| open_echo(entry.socks, origin.address()).unwrap()).collect();
+    assert_eq!(exits.each_ref().map(|exit| exit.state().flows), [20, 10]);
+    drop(echoes);
+    entry.role.await_quiet();
 }
 
 #[test]
@@ -101,24 +134,103 @@ fn a_key_that_has_changed_ends_the_tunnels_under_its_name_and_no_others() {
     here.entry.role.await_log("whose tunnel ends", |line| line.contains("server west") && line.contains("key has been withdrawn"));
     await_tunnels(&here.entry.role, 1);
     here.exits[1].await_log("why", |line| line.contains("withdrawn"));
-    let mut alive = 0;
-    for echo in &mut echoes {
-        // A reset is there at once; where there is none nothing comes.
-        echo.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        match read_to_the_end(echo) {
-            (_, End::Never) => {
-                round_trip(echo, b"still here").unwrap();
-                alive += 1;
-            }
-            (got, end) => assert!(got.is_empty() && end == End::Reset, "{} bytes and {end:?}", got.len()),
-        }
-    }
-    assert_eq!(alive, 2);
+    assert_eq!(survivors(&mut echoes), 2);
     works(here.entry.socks);
     here.exits[1].await_log("that it is out", |line| line.contains("the inter-server does not know this key"));
     // With the new key it is in again.
     let _new = exit(here.entry.tunnel, &here.keys.write("copy", 3), &[]);
     await_tunnels(&here.entry.role, 2);
+}
+
+#[test]
+fn a_key_taken_out_of_its_folder_cuts_that_exit_only_and_put_back_lets_it_in_again() {
+    let keys = Keys::new();
+    let names = [("east", 1), ("west", 2), ("north", 3)];
+    let files = names.map(|(name, number)| keys.write(&format!("{name}.key"), number));
+    let entry = entry(&[keys.folder()], &[]);
+    // Each server has its copy.
+    let copies = names.map(|(name, number)| keys.write(name, number));
+    let exits = copies.each_ref().map(|file| exit(entry.tunnel, file, &[]));
+    await_tunnels(&entry.role, 3);
+    let origin = Origin::new();
+    let mut echoes: Vec<_> = (0..30).map(|_| open_echo(entry.socks, origin.address()).unwrap()).collect();
+    assert_eq!(exits.each_ref().map(|exit| exit.state().flows), [10, 10, 10]);
+
+    std::fs::remove_file(&files[1]).unwrap();
+    entry.role.signal("HUP");
+    entry.role.await_log("what changed", |line| line.contains("keys read again: 2 (removed west)"));
+    entry.role.await_log("whose tunnel ends", |line| line.contains("server west") && line.contains("key has been withdrawn"));
+    await_tunnels(&entry.role, 2);
+    exits[1].await_log("why", |line| line.contains("withdrawn"));
+    exits[1].await_log("that it is out", |line| line.contains("the inter-server does not know this key"));
+    assert_eq!(survivors(&mut echoes), 20);
+    assert_eq!(exits.each_ref().map(|exit| exit.state().flows), [10, 0, 10]);
+    works(entry.socks);
+
+    // Half a file is no reason to do anything; the whole one lets its exit in again.
+    keys.write_line("west.key", "zhwkprox-0x81:AAAA");
+    entry.role.signal("HUP");
+    entry.role.await_log("that nothing changes", |line| line.contains("the old ones stay") && line.contains("west.key"));
+    assert_eq!(survivors(&mut echoes), 20);
+    std::fs::rename(&copies[1], &files[1]).unwrap();
+    entry.role.signal("HUP");
+    entry.role.await_log("what changed", |line| line.contains("keys read again: 3 (added west)"));
+    await_tunnels(&entry.role, 3);
+    assert_eq!(survivors(&mut echoes), 20);
+}
+
+#[test]
+fn a_hundred_flows_run_on_while_keys_are_read_again_added_and_found_broken() {
+    let keys = Keys::new();
+    let copy = keys.write("office", 1);
+    let (office, home) = (keys.write("office.key", 1), "home.key");
+    let entry = entry(&[keys.folder()], &[]);
+    let exit = exit(entry.tunnel, &copy, &[]);
+    await_tunnels(&entry.role, 1);
+    let origin = Origin::new();
+    let (over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..100 {
+            let (over, rounds, origin, entry) = (&over, &rounds, &origin, &entry);
+            let run = move || {
+                let mut echo = open_echo(entry.socks, origin.address()).unwrap();
+                while !over.load(Ordering::SeqCst) {
+                    round_trip(&mut echo, b"a flow that runs").unwrap();
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                round_trip(&mut echo, b"to the end").unwrap();
+            };
+            std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, run).unwrap();
+        }
+        entry.role.await_state("all of them", |state| state.flows == 100);
+        let go_on = |said: &str| {
+            let times = || entry.role.log().iter().filter(|line| line.contains(said)).count();
+            let heard = times();
+            entry.role.signal("HUP");
+            await_some(said, WATCHDOG, || (times() > heard).then_some(()));
+            let before = rounds.load(Ordering::SeqCst);
+            await_some("all flows to go on", WATCHDOG, || (rounds.load(Ordering::SeqCst) > before + 300).then_some(()));
+            assert_eq!(entry.role.state().flows, 100, "{said}");
+        };
+        go_on("keys read again: 1 (no change)");
+        keys.write(home, 2);
+        go_on("keys read again: 2 (added home)");
+        keys.write_line(home, "zhwkprox-0x81:not a key");
+        go_on("home.key does not hold a key");
+        std::fs::remove_file(keys.folder().join(home)).unwrap();
+        go_on("keys read again: 1 (removed home)");
+        // The server's own key is read again too, and is the same.
+        exit.signal("HUP");
+        exit.await_log("no change", |line| line.contains("keys read again: 1 (no change)"));
+        keys.write_line("office", "");
+        exit.signal("HUP");
+        exit.await_log("that it is broken", |line| line.contains("the old ones stay"));
+        go_on("keys read again: 1 (no change)");
+        over.store(true, Ordering::SeqCst);
+    });
+    assert_eq!((entry.role.state().tunnels, exit.state().tunnels), (1, 1));
+    assert!(office.exists());
 }
 
 #[test]

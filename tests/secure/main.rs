@@ -12,11 +12,15 @@ mod harness;
 #[path = "../peer81/python.rs"]
 mod python;
 
+mod dead_paths;
+mod epochs;
 mod exits;
 mod flips;
 mod floods;
 mod foreign;
 mod logins;
+mod long_line;
+mod path;
 mod peer;
 mod records;
 mod rules;

@@ -30,6 +30,7 @@ pub(crate) struct Peer {
     received: Vec<u8>,
     tunnel: Authenticated,
     frames: std::collections::VecDeque<Frame>,
+    records: [u64; 2],
 }
 
 /// A frame in bytes.
@@ -102,13 +103,14 @@ impl Peer {
     }
 
     fn new(socket: TcpStream, received: &[u8], tunnel: Authenticated) -> Self {
-        Self { socket, received: received.to_vec(), tunnel, frames: std::collections::VecDeque::new() }
+        Self { socket, received: received.to_vec(), tunnel, frames: std::collections::VecDeque::new(), records: [1, 1] }
     }
 
     /// One record, sealed.
     pub(crate) fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
         let mut plaintext = plaintext.to_vec();
         let (length, tag) = self.tunnel.writer.seal(&mut plaintext);
+        self.records[0] += 1;
         [&length[..], &plaintext, &tag].concat()
     }
 
@@ -137,6 +139,7 @@ impl Peer {
                 Some(whole) if whole <= self.received.len() => {
                     let mut record: Vec<u8> = self.received.drain(..whole).collect();
                     let plaintext = self.tunnel.reader.open(&mut record).unwrap();
+                    self.records[1] += 1;
                     self.take_apart(&record[plaintext]);
                 }
                 _ => {
@@ -154,6 +157,11 @@ impl Peer {
 
     pub(crate) fn receive(&mut self) -> Frame {
         self.try_receive().unwrap().expect("the other side goes on")
+    }
+
+    /// Records that we have sealed and opened, settings included.
+    pub(crate) fn records(&self) -> [u64; 2] {
+        self.records
     }
 
     /// The next frame of this kind; others are passed over.

@@ -21,11 +21,21 @@ impl Keys {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// The folder. What is in it ends in `.key` only if the test says so.
+    pub(crate) fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Writes the key of this number; its name is the exit's.
     pub(crate) fn write(&self, name: &str, number: u8) -> PathBuf {
+        self.write_line(name, &format!("zhwkprox-0x81:{}", base64::engine::general_purpose::STANDARD.encode([number; 32])))
+    }
+
+    /// Writes what may be no key.
+    pub(crate) fn write_line(&self, name: &str, line: &str) -> PathBuf {
         let path = self.0.path().join(name);
         let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
-        writeln!(file, "zhwkprox-0x81:{}", base64::engine::general_purpose::STANDARD.encode([number; 32])).unwrap();
+        writeln!(file, "{line}").unwrap();
         path
     }
 }
@@ -64,7 +74,12 @@ pub(crate) fn entry(keys: &[&Path], more: &[&str]) -> Entry {
 
 /// A server on one core, with one tunnel, that dials there and may reach loopback.
 pub(crate) fn exit(to: SocketAddr, key: &Path, more: &[&str]) -> Role {
-    let mut arguments = words(&["server", "--dial", &to.to_string(), "--key-file", key.to_str().unwrap(), "--cores", "0"]);
+    exit_on("0", to, key, more)
+}
+
+/// The same, with a tunnel for each of these cores.
+pub(crate) fn exit_on(cores: &str, to: SocketAddr, key: &Path, more: &[&str]) -> Role {
+    let mut arguments = words(&["server", "--dial", &to.to_string(), "--key-file", key.to_str().unwrap(), "--cores", cores]);
     arguments.extend(words(&["--max-tunnels", "1", "--allow", "127.0.0.0/8"]));
     arguments.extend(words(more));
     Role::start("server", &arguments)

@@ -9,7 +9,7 @@ use crate::destination::Kind;
 use crate::duplex::{Abort, AbortWhen, Amount, Begin, Finish, Plan};
 use crate::engine::address;
 use crate::harness::{Fault, Simulation};
-use crate::roles::{ENTRY, EXIT, Topology, build, socks_at};
+use crate::roles::{ENTRY, EXIT, Topology, Version, build, socks_at};
 use crate::seeds::finish;
 use crate::traffic::{Ending, FIRST_CONNECTION, NAME_BYTES, Pace, Record};
 use crate::verdict::{Plans, check_flows, is_empty};
@@ -477,4 +477,29 @@ fn the_last_bytes_of_a_flow_arrive_although_its_tunnel_is_closed_behind_it() {
     assert_eq!((record.received, record.ending), (30_000, Some(Ending::Fin)), "{record:?}");
     scene.simulation.run_for(20 * SECOND);
     finish(&scene.simulation);
+}
+
+#[test]
+fn for_two_hours_beside_a_long_flow_a_new_one_every_ten_seconds_works() {
+    for topology in [Topology::PLAIN, Topology::SECURE] {
+        let mut scene = Scene::new(&topology);
+        scene.plans.secure = topology.version == Version::V81;
+        let slow = Pace { hold: 0, piece: 100, pause: 5 * SECOND };
+        scene.destination(at(1), Kind::Serves(Plan { write: slow, ..Plan::send(144_000) }));
+        let long = scene.client(at(1), Plan { finish: Finish::AfterEnd, ..Plan::send(1_000) });
+        scene.destination(at(2), Kind::Serves(Plan::echo()));
+        let clients: Vec<u32> = (0..720).map(|number| scene.client_after(number * 10 * SECOND, at(2), Plan::send(3_000))).collect();
+        scene.run(3 * 3_600 * SECOND);
+        for client in clients {
+            let record = scene.record(client);
+            assert_eq!(
+                (record.reply, record.received, record.ending),
+                (Some(0), 3_000, Some(Ending::Fin)),
+                "{:?}: {record:?}",
+                topology.version
+            );
+        }
+        assert!(scene.took(long) > 7_000 * SECOND && scene.record(long).received == 144_000, "{:?}", scene.record(long));
+        scene.conclude();
+    }
 }

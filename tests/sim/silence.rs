@@ -272,3 +272,33 @@ fn when_stream_ids_run_out_a_new_tunnel_takes_over_and_old_flows_live_on() {
     assert_ne!(only_tunnel(&scene.simulation), before);
     scene.conclude();
 }
+
+#[test]
+fn an_inter_server_that_stops_at_any_step_of_an_open_serves_the_flow_or_says_that_it_does_not() {
+    let link = Link { latency: (10 * MILLISECOND, 10 * MILLISECOND), ..Link::PLAIN };
+    let topology = Topology { tunnel_link: link, ..ONE };
+    let (mut served, mut refused) = (0, 0);
+    for step in 0..150 {
+        let mut scene = Scene::new(&topology);
+        scene.plans.secure = true;
+        scene.destination(at(1), Kind::Serves(Plan::echo()));
+        let client = scene.client(at(1), Plan::send(2_000));
+        scene.simulation.run_for(step * MILLISECOND);
+        scene.simulation.tell(ENTRY, || Message::Stop);
+        scene.run(20 * SECOND);
+        let record = scene.record(client);
+        match record.reply {
+            Some(0) => {
+                assert_eq!((record.received, record.ending), (2_000, Some(Ending::Fin)), "step {step}: {record:?}");
+                served += 1;
+            }
+            _ => {
+                assert!(record.received == 0 && record.finished.is_some(), "step {step}: {record:?}");
+                refused += 1;
+            }
+        }
+        let deadline = scene.simulation.now() + 2 * SECOND;
+        assert!(scene.simulation.run_until(deadline, |simulation| simulation.is_finished(ENTRY)), "step {step}: it ends");
+    }
+    assert!(served > 50 && refused > 20, "{served} served, {refused} refused");
+}
