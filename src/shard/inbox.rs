@@ -157,6 +157,18 @@ impl Postbox {
     }
 }
 
+/// Another descriptor of an inbox's eventfd: an engine's read must not hit whatever gets the number after the inbox has gone.
+#[expect(unsafe_code, reason = "the inbox is not borrowed for as long as its engine lives")]
+pub(super) fn duplicate(bell: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only; for a number that is not open it fails.
+    let copy = unsafe { libc::fcntl(bell, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made by the call above, and known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 #[expect(unsafe_code, reason = "std has no eventfd")]
 fn eventfd() -> io::Result<File> {
     // SAFETY: takes two integers and touches no memory of ours.

@@ -15,6 +15,8 @@ pub mod clock;
 pub mod core;
 pub mod inbox;
 pub mod io;
+mod lost;
+mod options;
 mod pages;
 mod plan;
 pub mod ring;
