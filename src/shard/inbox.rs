@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::engine::Chosen;
 use super::state::State;
 use crate::protocol::login::Proof;
 use crate::protocol::socks5::Target;
@@ -85,6 +86,13 @@ pub enum ToControl {
         shard: usize,
         /// Its numbers.
         state: Box<State>,
+    },
+    /// What the shard runs on; said before anything else.
+    Engine {
+        /// Which shard.
+        shard: usize,
+        /// Its engine.
+        chosen: Chosen,
     },
     /// The shard has ended, in order.
     Stopped {

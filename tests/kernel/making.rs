@@ -5,9 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use socket2::Socket;
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Io, Kind, Payload, Purpose};
+use zhwkprox::shard::io::{Kind, Payload, Purpose};
 
-use crate::support::{Rig, listener, read_to_end, sent};
+use super::support::{Rig, listener, read_to_end, sent};
 
 #[test]
 fn a_connection_is_made_accepted_and_carries_bytes_with_both_ends_in_the_ring() {

@@ -141,7 +141,7 @@ impl Ring {
     /// As [`Self::new`].
     pub fn with_sizes(arena: &Arena, bell: RawFd, sizes: Sizes) -> Result<Self, StartupError> {
         let uring = startup::open(sizes)?;
-        let posted = Posted::register(&uring, sizes.slots, arena.clone()).map_err(|error| startup::explain_register(error, sizes))?;
+        let posted = Posted::register(&uring, sizes.slots, arena.clone()).map_err(|error| startup::explain_buffer_ring(error, sizes))?;
         // A descriptor of our own: the read must not hit whatever gets the number after the inbox has gone.
         let bell = inbox::duplicate(bell).map_err(|source| StartupError::Other { what: "duplicate the inbox's eventfd", source })?;
         let mut ring = Self {
