@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, opcode};
 
 use super::affinity;
 use super::buffers::Arena;
@@ -21,9 +21,6 @@ use crate::limits::SLOT_BYTES;
 pub(crate) const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// How long a no-op may take until entering counts as blocked.
 const PROBE: Duration = Duration::from_secs(1);
-/// POLLIN.
-#[cfg(feature = "engine-tokio-uring")]
-const READABLE: u32 = 1;
 /// Where the kernel says who may use io_uring (since 6.6).
 const SYSCTL_DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
 /// The group that may when the above is 1.
@@ -37,17 +34,6 @@ const OPERATIONS: [(u8, &str); 7] = [
     (opcode::Recv::CODE, "RECV"),
     (opcode::Send::CODE, "SEND"),
     (opcode::Read::CODE, "READ"),
-    (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
-];
-
-/// Those of the second engine.
-#[cfg(feature = "engine-tokio-uring")]
-const PLAIN_OPERATIONS: [(u8, &str); 6] = [
-    (opcode::Nop::CODE, "NOP"),
-    (opcode::PollAdd::CODE, "POLL_ADD"),
-    (opcode::Connect::CODE, "CONNECT"),
-    (opcode::Recv::CODE, "RECV"),
-    (opcode::Send::CODE, "SEND"),
     (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
 ];
 
@@ -247,27 +233,8 @@ pub(super) fn open(sizes: Sizes) -> Result<IoUring, StartupError> {
     Ok(uring)
 }
 
-/// Shows on a ring without any flags that it works and that its operations can be cancelled by their descriptor: what the second engine
-/// needs.
-#[cfg(feature = "engine-tokio-uring")]
-pub(super) fn try_plain(sizes: Sizes) -> Result<(), StartupError> {
-    let kernel = kernel();
-    // Before it no entering had a time limit, so that it could not even be tried.
-    if parse_kernel(&kernel).is_some_and(|version| version < (5, 11)) {
-        return Err(StartupError::Kernel { found: kernel, needed: "5.19" });
-    }
-    let mut builder = IoUring::builder();
-    let built = builder.setup_cqsize(sizes.completions).build(sizes.submissions);
-    let mut uring = built.map_err(|error| explain_setup(error, sizes))?;
-    enter_once(&mut uring)?;
-    look_for_operations(&uring, &PLAIN_OPERATIONS, sizes)?;
-    if cancels_by_descriptor(&mut uring)? {
-        return Ok(());
-    }
-    Err(StartupError::Operation { found: kernel, operation: "ASYNC_CANCEL by descriptor (as of linux 5.19)" })
-}
-
-fn look_for_operations(uring: &IoUring, wanted: &[(u8, &'static str)], sizes: Sizes) -> Result<(), StartupError> {
+/// Whether the kernel has them all.
+pub(super) fn look_for_operations(uring: &IoUring, wanted: &[(u8, &'static str)], sizes: Sizes) -> Result<(), StartupError> {
     let mut probe = Probe::new();
     uring.submitter().register_probe(&mut probe).map_err(|error| explain_register(error, sizes))?;
     match wanted.iter().find(|(code, _)| !probe.is_supported(*code)) {
@@ -312,8 +279,9 @@ pub(crate) fn locked_kib(sizes: Sizes) -> u64 {
     pages(submissions * 64) + pages(completions * 16 + submissions * 4 + 320) + pages(u64::from(sizes.slots) * 16)
 }
 
-fn enter_once(uring: &mut IoUring) -> Result<(), StartupError> {
-    push(uring, &opcode::Nop::new().build());
+/// Shows with a no-op that the ring can be entered.
+pub(super) fn enter_once(uring: &mut IoUring) -> Result<(), StartupError> {
+    push_nop(uring);
     let limit = Timespec::from(PROBE);
     let entered = uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit));
     match (entered, uring.completion().next()) {
@@ -323,25 +291,10 @@ fn enter_once(uring: &mut IoUring) -> Result<(), StartupError> {
     }
 }
 
-/// Whether a poll that waits is ended by a cancel that names its descriptor.
-#[cfg(feature = "engine-tokio-uring")]
-fn cancels_by_descriptor(uring: &mut IoUring) -> Result<bool, StartupError> {
-    const POLL: u64 = 1;
-    let (inbox, _postbox) = Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
-    let silent = Fd(inbox.bell());
-    push(uring, &opcode::PollAdd::new(silent, READABLE).build().user_data(POLL));
-    push(uring, &opcode::AsyncCancel2::new(CancelBuilder::fd(silent).all()).build());
-    let limit = Timespec::from(PROBE);
-    // Where the cancel is not known it has failed by now, and the poll goes with the ring.
-    let _ = uring.submitter().submit_with_args(2, &SubmitArgs::new().timespec(&limit));
-    Ok(uring.completion().any(|completion| completion.user_data() == POLL && completion.result() == -libc::ECANCELED))
-}
-
-/// Queues an entry that names no memory. The queue has room: little is pushed at a time.
 #[expect(unsafe_code, reason = "pushing an entry always is")]
-fn push(uring: &mut IoUring, entry: &squeue::Entry) {
-    // SAFETY: a no-op, a poll and a cancel name no memory.
-    let _ = unsafe { uring.submission().push(entry) };
+fn push_nop(uring: &mut IoUring) {
+    // SAFETY: a no-op names no memory. The queue is empty, so it cannot be full.
+    let _ = unsafe { uring.submission().push(&opcode::Nop::new().build()) };
 }
 
 /// Why `io_uring_setup` failed.

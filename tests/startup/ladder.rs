@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use zhwkprox::shard::engine::{Choice, Chosen, Engine};
 use zhwkprox::shard::startup;
 
 use crate::{copy_for_everybody, jail};
@@ -13,8 +14,9 @@ const MARK: &str = "start-up said: ";
 /// What `startup::check` says in a child that `prepare` has put in its place. `None` in that child.
 fn said(test: &str, prepare: impl FnOnce(&mut Command)) -> Option<String> {
     if std::env::var_os(CHILD).is_some() {
-        match startup::check() {
-            Ok(()) => println!("\n{MARK}nothing"),
+        match startup::check(Choice::Auto) {
+            Ok(Chosen { engine: Engine::Ring, instead: None }) => println!("\n{MARK}nothing"),
+            Ok(Chosen { engine, instead }) => println!("\n{MARK}engine {engine} instead, for {}", instead.unwrap_or_default()),
             Err(error) => println!("\n{MARK}{error}"),
         }
         return None;
@@ -69,6 +71,24 @@ fn a_filter_that_refuses_registering_is_noticed_at_start() {
     let test = "ladder::a_filter_that_refuses_registering_is_noticed_at_start";
     if let Some(line) = said(test, |child| jail::forbid(child, libc::SYS_io_uring_register, libc::EPERM)) {
         assert!(line.contains("io_uring_register does not"), "{line}");
+    }
+}
+
+#[cfg(feature = "engine-tokio-uring")]
+#[test]
+fn a_kernel_that_does_not_know_the_rings_flags_gets_the_other_engine_and_the_reason() {
+    let test = "ladder::a_kernel_that_does_not_know_the_rings_flags_gets_the_other_engine_and_the_reason";
+    if let Some(line) = said(test, |child| jail::without_defer_taskrun(child)) {
+        assert!(line.starts_with("engine tokio-uring instead, for linux ") && line.contains("DEFER_TASKRUN"), "{line}");
+    }
+}
+
+#[cfg(feature = "engine-tokio-uring")]
+#[test]
+fn a_kernel_without_buffer_rings_gets_the_other_engine_and_the_reason() {
+    let test = "ladder::a_kernel_without_buffer_rings_gets_the_other_engine_and_the_reason";
+    if let Some(line) = said(test, |child| jail::without_buffer_rings(child)) {
+        assert!(line.starts_with("engine tokio-uring instead, for linux ") && line.contains("PBUF_RING"), "{line}");
     }
 }
 

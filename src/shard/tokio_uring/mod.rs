@@ -16,6 +16,7 @@
 //! over what one pass over the ready tasks finished, some sixty at most; slots are not lent to the kernel, so none is counted as that.
 
 mod finished;
+mod ladder;
 mod operations;
 mod sockets;
 
@@ -67,8 +68,7 @@ impl TokioUring {
     /// # Errors
     /// See [`StartupError`]: each says its cause and its cure.
     pub fn new(arena: &Arena, bell: RawFd) -> Result<Self, StartupError> {
-        // tokio-uring does not say what went wrong, and a ring that cannot be entered would leave it waiting for ever.
-        startup::try_plain(SIZES)?;
+        ladder::climb()?;
         let runtime = runtime().map_err(|error| startup::explain_setup(error, SIZES))?;
         let duplicate = || inbox::duplicate(bell).map_err(|source| StartupError::Other { what: "duplicate the inbox's eventfd", source });
         let (file, bell) = (File::from(duplicate()?), Rc::new(Socket::new(duplicate()?)));

@@ -27,9 +27,7 @@ use crate::shard::buffers::{Arena, Chunk};
 use crate::shard::io::{Errno, Payload, Token};
 
 /// POLLIN and POLLOUT, as an entry takes them.
-#[expect(clippy::cast_sign_loss, reason = "small constants")]
 const READABLE: u32 = libc::POLLIN as u32;
-#[expect(clippy::cast_sign_loss, reason = "small constants")]
 const WRITABLE: u32 = libc::POLLOUT as u32;
 
 const CANCELLED: Errno = Errno(libc::ECANCELED);
