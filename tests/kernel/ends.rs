@@ -34,6 +34,20 @@ fn a_cancel_yields_every_completion_and_the_close_behind_it_sends_fin() {
 }
 
 #[test]
+fn what_was_submitted_before_a_cancel_is_sent_as_far_as_it_fits() {
+    let mut rig = Rig::new(8);
+    let (socket, peer) = rig.tcp();
+    rig.receive(socket);
+    assert!(rig.poll().is_empty());
+    rig.send(socket, Chunk::copy_of(b"last words"), true);
+    rig.cancel(socket);
+    assert_eq!(sent(rig.wait(Kind::Send, socket)).0, Ok(10));
+    assert_eq!(rig.wait(Kind::Receive, socket).result, Err(CANCELLED));
+    rig.close(socket, false);
+    assert_eq!(read_to_end(&peer), b"last words");
+}
+
+#[test]
 fn a_close_with_an_idle_receive_just_cancelled_sends_fin_at_once() {
     let mut rig = Rig::new(8);
     let (socket, mut peer) = rig.tcp();

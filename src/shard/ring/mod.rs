@@ -32,7 +32,7 @@ use self::queue::Queue;
 use self::sockets::{Accepting, Receiving, Record, Socket, Sockets};
 use super::buffers::{Arena, Chunk};
 use super::inbox;
-use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
+use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token, outcome_of_connect};
 use super::startup::{self, StartupError};
 use super::{lost, options};
 use crate::limits::{COMPLETIONS_PER_TURN, SLOTS_POSTED};
@@ -310,6 +310,7 @@ impl Ring {
     }
 
     fn connected(&mut self, id: SocketId, result: Result<u32, Errno>) -> (Result<u32, Errno>, Payload) {
+        let result = outcome_of_connect(result);
         if result.is_ok() {
             self.sockets.open(id).connecting = None;
         } else {

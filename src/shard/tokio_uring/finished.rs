@@ -26,7 +26,7 @@ pub(super) struct Finished {
 pub(super) enum Outcome {
     /// The connection and its peer's address.
     Accepted(Result<(OwnedFd, Option<SocketAddr>), Errno>),
-    Connected(Result<(), Errno>),
+    Connected(Result<u32, Errno>),
     Received(Result<u32, Errno>, Payload),
     Sent(Result<u32, Errno>, Chunk),
     Rung,

@@ -173,7 +173,7 @@ impl TokioUring {
             // Nothing is outstanding, or it failed before it was begun and its `Done` is on the way.
             Some(Record::Open(_) | Record::Vacant) | None => return,
         };
-        let socket = Rc::clone(socket);
+        let socket = Rc::downgrade(socket);
         self.start(operations::cancel(socket));
     }
 
@@ -192,9 +192,9 @@ impl TokioUring {
         let id = token.socket();
         let (result, payload) = match outcome {
             Outcome::Accepted(result) => self.accepted(id, result),
-            Outcome::Connected(Ok(())) => {
+            Outcome::Connected(Ok(reset_since)) => {
                 self.sockets.open(id).connecting.set(false);
-                (Ok(0), Payload::None)
+                (Ok(reset_since), Payload::None)
             }
             Outcome::Connected(Err(error)) => {
                 self.sockets.take(id);

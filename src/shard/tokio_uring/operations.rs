@@ -13,7 +13,7 @@ use std::io::{ErrorKind, Read};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use io_uring_of_tokio::{cqueue, opcode, squeue, types};
 use socket2::{SockAddr, SockRef};
@@ -24,7 +24,7 @@ use super::finished::{Outcome, Queue};
 use super::sockets::Socket;
 use crate::limits::RECORD_BYTES_MAX;
 use crate::shard::buffers::{Arena, Chunk};
-use crate::shard::io::{Errno, Payload, Token};
+use crate::shard::io::{Errno, Payload, Token, outcome_of_connect};
 
 /// POLLIN and POLLOUT, as an entry takes them.
 const READABLE: u32 = libc::POLLIN as u32;
@@ -90,13 +90,13 @@ pub(super) async fn accept(listener: &Seen, cancelled: &Cell<bool>) -> Result<(O
 }
 
 /// Connects a socket that was made for it.
-pub(super) async fn connect(seen: &Seen, to: SockAddr) -> Result<(), Errno> {
+pub(super) async fn connect(seen: &Seen, to: SockAddr) -> Result<u32, Errno> {
     if seen.is_cancelled() {
         return Err(CANCELLED);
     }
     let to = Box::new(to);
     let entry = opcode::Connect::new(seen.socket.fd(), to.as_ptr().cast(), to.len()).build();
-    run(&seen.socket, to, entry).await.0.map(|_| ())
+    outcome_of_connect(run(&seen.socket, to, entry).await.0)
 }
 
 /// Waits for bytes without memory, then takes a slot and receives into it.
@@ -139,9 +139,7 @@ pub(super) async fn receive_into(seen: &Seen, mut chunk: Chunk, max: u32) -> (Re
 /// Sends what fits now, and, if it is to wait, goes on until everything is taken.
 pub(super) async fn send(seen: &Seen, mut chunk: Chunk, wait: bool) -> (Result<u32, Errno>, Chunk) {
     let mut sent = 0;
-    if seen.is_cancelled() {
-        return (Err(CANCELLED), chunk);
-    }
+    // Also when it is cancelled already: what was submitted before a close is sent, as far as it fits.
     loop {
         let rest = &chunk.as_slice()[sent as usize..];
         let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
@@ -172,15 +170,14 @@ pub(super) async fn send(seen: &Seen, mut chunk: Chunk, wait: bool) -> (Result<u
 }
 
 /// Ends what waits in the kernel on a socket. Whoever waits sees that it is meant by the socket's count of cancels.
-pub(super) async fn cancel(socket: Rc<Socket>) {
-    if socket.in_kernel.get() == 0 {
-        return;
+///
+/// This task must not keep the descriptor open, or the close behind it would not be one. Until the kernel sees the cancel, the entry that it
+/// is about does.
+pub(super) async fn cancel(socket: Weak<Socket>) {
+    let waits = socket.upgrade().filter(|socket| socket.in_kernel.get() > 0);
+    if let Some(fd) = waits.map(|socket| socket.fd()) {
+        run_for_nobody(opcode::AsyncCancel2::new(types::CancelBuilder::fd(fd).all()).build()).await;
     }
-    let entry = opcode::AsyncCancel2::new(types::CancelBuilder::fd(socket.fd()).all()).build();
-    // What keeps the descriptor open until the kernel sees this is the entry that it is about; this task must not, or the close behind it
-    // would not be one.
-    drop(socket);
-    run_for_nobody(entry).await;
 }
 
 /// Reports every ring of the bell.
