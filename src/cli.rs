@@ -32,7 +32,7 @@ pub enum Command {
     /// Try a login.
     Check(Typed),
     /// Show both roles at work.
-    Demo,
+    Demo(Typed),
     /// Be the exit.
     Server(Typed),
     /// Be the entry.
@@ -90,12 +90,15 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, S
         Some(("keygen", given)) => Command::Keygen(typed(given, &[KEYGEN])),
         Some(("doctor", _)) => Command::Doctor,
         Some(("check", given)) => Command::Check(typed(given, &[CHECK])),
-        Some(("demo", _)) => Command::Demo,
+        Some(("demo", given)) => Command::Demo(typed(given, &[DEMO])),
         Some(("server", given)) => Command::Server(typed(given, &[SERVER, COMMON, FILE])),
         Some(("inter-server", given)) => Command::InterServer(typed(given, &[INTER_SERVER, COMMON, FILE])),
         _ => return Err(Stop::Shown(parser().render_help().to_string())),
     })
 }
+
+/// `zhwkprox demo`.
+const DEMO: &[Flag] = &[ENGINE];
 
 /// `zhwkprox keygen`.
 const KEYGEN: &[Flag] = &[
@@ -155,12 +158,17 @@ pub const COMMON: &[Flag] = &[
     flag("profile", "NAME", "0x80 only: ours (default), or original: speak to the author's own programs"),
     flag("cores", "LIST", "cores to run on, one shard each, as in 0-3,6 (all that may be used)"),
     flag("buffer-memory", "SIZE", "buffers per shard (16MiB)"),
+    ENGINE,
     flag("linger", "TIME", "a half-open flow without progress ends after this (300s)"),
     flag("idle", "TIME", "a flow without a byte either way ends after this, or off (off; 1h with 0x80)"),
     flag("resolver", "IP[:PORT]", "ask this name server instead of those in /etc/resolv.conf"),
     flag("log", "FORM", "text (default) or json, one line per event on standard error"),
     flag("log-level", "LEVEL", "error, warn, info (default), debug, trace"),
 ];
+
+/// What moves the bytes; for the demo too.
+const ENGINE: Flag =
+    flag("engine", "NAME", "auto (default): ring, or tokio-uring where the kernel is too old for it (before 6.1); or one of the two");
 
 /// Both roles, on the command line only.
 const FILE: &[Flag] =
@@ -187,7 +195,7 @@ fn parser() -> Parser {
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .disable_help_subcommand(true)
-        .subcommand(command("demo", "both roles on loopback with a throw-away key, and a curl line to try", &[]))
+        .subcommand(command("demo", "both roles on loopback with a throw-away key, and a curl line to try", &[DEMO]))
         .subcommand(command("keygen", "make a key", &[KEYGEN]))
         .subcommand(command("inter-server", "the entry: takes SOCKS5 clients and the servers' tunnels", &[INTER_SERVER, COMMON, FILE]))
         .subcommand(command(

@@ -21,6 +21,7 @@ use crate::run::listeners::Bound;
 use crate::run::{self, tcp_address};
 use crate::server;
 use crate::shard::affinity;
+use crate::shard::engine::Choice;
 use crate::telemetry::log;
 
 /// Where SOCKS5 proxies usually are; if it is taken, a free port does.
@@ -33,7 +34,7 @@ const PAGE: &str =
 ///
 /// # Errors
 /// What kept it from starting, or what ended it.
-pub fn run() -> Result<(), Failure> {
+pub fn run(engine: Choice) -> Result<(), Failure> {
     let log = log::start(log::Settings { form: log::Form::Text, level: tracing::Level::WARN });
     let log = log.map_err(|cause| Failure::other(format!("cannot start the log: {cause}")))?;
     // A demo has few connections.
@@ -43,8 +44,8 @@ pub fn run() -> Result<(), Failure> {
     let cores = affinity::allowed_cores().map_err(|cause| Failure::other(format!("cannot ask for the cores: {cause}")))?;
     let first = cores.first().copied().unwrap_or(0);
     let second = cores.get(1).copied().unwrap_or(first);
-    let entry = config(Role::InterServer(entry_settings()), first, protocol.clone());
-    let exit = config(Role::Server(exit_settings(tunnel)), second, protocol);
+    let entry = config(Role::InterServer(entry_settings()), first, engine, protocol.clone());
+    let exit = config(Role::Server(exit_settings(tunnel)), second, engine, protocol);
     let runtime = run::runtime()?;
     let ended = runtime.block_on(async {
         let events = run::events()?;
@@ -52,7 +53,7 @@ pub fn run() -> Result<(), Failure> {
         let entry = run::start(&entry, entry_sockets.take(), 0, &events)?;
         let exit = run::start(&exit, vec![Vec::new()], 1, &events)?;
         let tell = move || tell(socks, page);
-        let announce = Announce { started: Some(Box::new(|| ())), tunnel: Some(Box::new(tell)) };
+        let announce = Announce { started: Some(Box::new(|chosen| chosen.iter().for_each(run::say_engine))), tunnel: Some(Box::new(tell)) };
         Control::new(events, vec![entry, exit], None, announce).run().await
     });
     runtime.shutdown_background();
@@ -105,11 +106,12 @@ fn exit_settings(tunnel: SocketAddr) -> server::Settings {
     }
 }
 
-fn config(role: Role, core: usize, protocol: Protocol) -> Config {
+fn config(role: Role, core: usize, engine: Choice, protocol: Protocol) -> Config {
     Config {
         role,
         cores: vec![core],
         buffer_memory: limits::BUFFER_MEMORY,
+        engine,
         protocol,
         listeners: Vec::new(),
         resolver: None,

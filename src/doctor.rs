@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::crypto::aead::AesSupport;
 use crate::rlimits;
 use crate::shard::affinity;
+use crate::shard::engine::{Choice, Chosen, Engine};
 use crate::shard::ring::Sizes;
 use crate::shard::startup;
 
@@ -66,7 +67,7 @@ impl Row {
 }
 
 fn rows(sysctls: &Path) -> Vec<Row> {
-    let mut rows = vec![kernel(), ring(), cores(), memlock(), descriptors(), aes()];
+    let mut rows = vec![kernel(), engine(), cores(), memlock(), descriptors(), aes()];
     rows.extend(SYSCTLS.iter().map(|sysctl| sysctl.row(sysctls)));
     rows
 }
@@ -94,13 +95,22 @@ fn write_rows(out: &mut impl Write, rows: &[Row]) -> std::io::Result<()> {
 fn kernel() -> Row {
     let found = startup::kernel();
     let new_enough = startup::parse_kernel(&found).is_none_or(|version| version >= startup::OLDEST_KERNEL);
-    Row::new("kernel", found, "linux 6.1 or newer", new_enough, Verdict::Missing, "run a newer kernel")
+    let (else_, fix) = if Engine::TokioUring.is_built() {
+        (Verdict::Advised, "run a newer kernel; the engine tokio-uring, which costs more, needs 5.19")
+    } else {
+        (Verdict::Missing, "run a newer kernel, or a build with the engine tokio-uring, which needs 5.19")
+    };
+    Row::new("kernel", found, "linux 6.1 or newer", new_enough, else_, fix)
 }
 
-fn ring() -> Row {
-    let wanted = "set-up, entering, operations";
-    match startup::check() {
-        Ok(()) => Row::new("io_uring", "works", wanted, true, Verdict::Missing, ""),
+/// Which engine the roles would take, unless told otherwise.
+fn engine() -> Row {
+    let wanted = "engine ring: set-up, entering, buffer rings, operations";
+    match startup::check(Choice::Auto) {
+        Ok(Chosen { engine, instead: None }) => Row::new("io_uring", format!("works, engine {engine}"), wanted, true, Verdict::Missing, ""),
+        Ok(Chosen { engine, instead: Some(why) }) => {
+            Row::new("io_uring", format!("works, engine {engine}"), wanted, false, Verdict::Advised, why)
+        }
         Err(error) => Row::new("io_uring", "does not work", wanted, false, Verdict::Missing, error.to_string()),
     }
 }

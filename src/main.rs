@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Ok(Command::Keygen(typed)) => keygen(&typed),
         Ok(Command::Doctor) => doctor(),
         Ok(Command::Check(typed)) => try_login(&typed),
-        Ok(Command::Demo) => demo::run(),
+        Ok(Command::Demo(typed)) => show_demo(&typed),
         Ok(Command::Server(typed)) => role(&typed, Config::server),
         Ok(Command::InterServer(typed)) => role(&typed, Config::inter_server),
         Err(Stop::Shown(text)) => show(&text),
@@ -34,6 +34,10 @@ fn try_login(typed: &Typed) -> Result<(), Failure> {
     let warnings: String = check.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     show(&warnings)?;
     show(&format!("{}\n", check::run(check)?))
+}
+
+fn show_demo(typed: &Typed) -> Result<(), Failure> {
+    demo::run(config::demo(typed)?)
 }
 
 fn doctor() -> Result<(), Failure> {

@@ -24,6 +24,7 @@ use crate::protocol::socks5::Credentials;
 use crate::protocol::v80::{Profile, Side};
 use crate::server;
 use crate::shard::affinity;
+use crate::shard::engine::Choice;
 use crate::telemetry::log;
 
 pub use protocol::Protocol;
@@ -44,6 +45,8 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Bytes of buffers per shard.
     pub buffer_memory: usize,
+    /// What moves the shards' bytes.
+    pub engine: Choice,
     /// What tunnels speak, with its keys.
     pub protocol: Protocol,
     /// Sockets to listen on; none for a server that only dials.
@@ -144,6 +147,14 @@ impl Check {
     }
 }
 
+/// The engine that `zhwkprox demo` is to run on.
+///
+/// # Errors
+/// There is none of this name.
+pub fn demo(typed: &Typed) -> Result<Choice, ConfigError> {
+    Ok(Values::typed(typed).one("engine", parse::engine)?.unwrap_or_default())
+}
+
 /// Makes the key that `zhwkprox keygen` was asked for, and puts it where it was asked for.
 ///
 /// # Errors
@@ -185,6 +196,7 @@ struct Common {
     cores: Vec<usize>,
     cores_chosen: bool,
     buffer_memory: usize,
+    engine: Choice,
     protocol: Protocol,
     linger: std::time::Duration,
     idle: Option<std::time::Duration>,
@@ -207,6 +219,7 @@ impl Common {
             cores_chosen: chosen.is_some(),
             cores: chosen.unwrap_or(available),
             buffer_memory: values.one("buffer-memory", parse::buffer_memory)?.unwrap_or(limits::BUFFER_MEMORY),
+            engine: values.one("engine", parse::engine)?.unwrap_or_default(),
             protocol,
             linger: values.one("linger", parse::duration)?.unwrap_or(limits::LINGER),
             idle,
@@ -304,8 +317,8 @@ impl Common {
     }
 
     fn into_config(self, role: Role, listeners: Vec<Listener>) -> Config {
-        let Self { cores, buffer_memory, protocol, resolver, log, warnings, .. } = self;
-        Config { role, cores, buffer_memory, protocol, listeners, resolver, log, warnings }
+        let Self { cores, buffer_memory, engine, protocol, resolver, log, warnings, .. } = self;
+        Config { role, cores, buffer_memory, engine, protocol, listeners, resolver, log, warnings }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::limits;
 use crate::protocol::socks5::Credentials;
 use crate::protocol::v80::{Profile, Side};
 use crate::shard::affinity;
+use crate::shard::engine::{Choice, Engine};
 use crate::telemetry::log;
 
 /// The common IV of the published programs.
@@ -239,9 +240,30 @@ pub(super) fn credentials(contents: &[u8]) -> Option<Credentials> {
     whole.then(|| Credentials { user: user.to_vec(), password: password.to_vec() })
 }
 
+/// Which engine to run on.
+pub(super) fn engine(text: &str) -> Result<Choice, String> {
+    let named = Engine::ALL.into_iter().find(|engine| engine.name() == text);
+    match (text, named) {
+        ("auto", _) => Ok(Choice::Auto),
+        (_, Some(engine)) if engine.is_built() => Ok(Choice::Only(engine)),
+        (_, Some(engine)) => Err(format!("an engine that this program was built with: the cargo feature engine-{engine} was off")),
+        (_, None) => Err("auto, ring or tokio-uring".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn engines_are_chosen_by_name_or_by_themselves() {
+        assert_eq!(engine("auto"), Ok(Choice::Auto));
+        assert_eq!(engine("ring"), Ok(Choice::Only(Engine::Ring)));
+        assert_eq!(engine("tokio-uring").is_ok(), Engine::TokioUring.is_built());
+        for wrong in ["", "Ring", "tokio", "epoll", "ring,tokio-uring"] {
+            assert!(engine(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn times_need_a_number_and_a_unit() {

@@ -25,6 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::exit::Failure;
 use crate::keys::v81::KeyRing;
 use crate::limits::{GRACE, STUCK};
+use crate::shard::engine::Chosen;
 use crate::shard::inbox::{Message, Postbox, ToControl};
 use crate::shard::state::State;
 use names::{Found, Names, Waiter};
@@ -162,8 +163,8 @@ impl Events {
 /// What to do once everything is up.
 #[derive(Default)]
 pub struct Announce {
-    /// When every shard has answered for the first time.
-    pub started: Option<Box<dyn FnOnce()>>,
+    /// When every shard has answered for the first time, with what they run on.
+    pub started: Option<Box<dyn FnOnce(Option<Chosen>)>>,
     /// When, after that, the inter-server has a tunnel.
     pub tunnel: Option<Box<dyn FnOnce()>>,
 }
@@ -181,6 +182,8 @@ pub struct Control {
     groups: Vec<Members>,
     names: Names,
     announce: Announce,
+    /// What the first shard that said so runs on; the others differ in nothing that the choice depends on.
+    engine: Option<Chosen>,
     /// A round of asking every shard for its state is under way.
     asking: bool,
     /// The answers of this round make a state line.
@@ -226,6 +229,7 @@ impl Control {
             groups: groups.into_iter().map(members).collect(),
             names: Names::new(resolver),
             announce,
+            engine: None,
             asking: false,
             for_line: false,
             wanted: false,
@@ -290,6 +294,10 @@ impl Control {
             ToControl::State { shard, state } => {
                 self.groups[group].shards[shard].state = Some(*state);
                 self.look_whether_all_answered();
+            }
+            ToControl::Engine { shard, chosen } => {
+                tracing::debug!(shard, engine = %chosen.engine, "shard has its engine");
+                self.engine.get_or_insert(chosen);
             }
             // Its thread ends next, and that is what counts.
             ToControl::Stopped { shard } => tracing::debug!(shard, role = self.groups[group].role, "shard has stopped"),
@@ -360,7 +368,7 @@ impl Control {
         }
         self.asking = false;
         if let Some(started) = self.announce.started.take() {
-            started();
+            started(self.engine.take());
             self.names.prepare();
             if self.announce.tunnel.is_some() {
                 self.events.later(FIRST_TUNNEL, Deadline::FirstTunnel);

@@ -16,8 +16,8 @@ use crate::listen::ListenerKind;
 use crate::protocol::v80::Profile;
 use crate::rlimits;
 use crate::shard::board::Board;
+use crate::shard::engine::{Chosen, Engine};
 use crate::shard::inbox::Inbox;
-use crate::shard::ring::Sizes;
 use crate::shard::startup;
 use crate::shard::{Plan, affinity};
 use crate::telemetry::log;
@@ -38,8 +38,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
         let group = start(&config, bound.take(), 0, &events)?;
         let resolver = config.resolver;
         let addresses = std::mem::take(&mut bound.addresses);
-        let started = move || {
-            say_start(&config);
+        let started = move |chosen: Option<Chosen>| {
+            say_start(&config, chosen.as_ref());
             match descriptors {
                 Ok((before, limit)) => tracing::info!(before, limit, "open files: limit raised as far as it goes"),
                 Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
@@ -102,6 +102,7 @@ pub fn start(config: &Config, listeners: Vec<Vec<(ListenerKind, OwnedFd)>>, grou
             index,
             core: config.cores[index],
             buffer_memory: config.buffer_memory,
+            engine: config.engine,
             inbox,
             control: control.clone(),
             peers: postboxes.clone(),
@@ -151,15 +152,17 @@ const fn purpose(role: &Role, kind: ListenerKind) -> &'static str {
 }
 
 /// What an operator has to know of this process.
-fn say_start(config: &Config) {
+fn say_start(config: &Config, chosen: Option<&Chosen>) {
     say_protocol(&config.protocol);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let shards = config.cores.len();
     tracing::info!(role = name(&config.role), shards, cores = affinity::as_text(&config.cores), "started");
+    let engine = chosen.map_or(Engine::Ring, |chosen| chosen.engine);
+    chosen.map(say_engine);
     let slots = config.buffer_memory / SLOT_BYTES;
-    let (slot_kib, ring_kib) = (SLOT_BYTES >> 10, usize::try_from(startup::locked_kib(Sizes::default())).unwrap_or(0));
+    let (slot_kib, ring_kib) = (SLOT_BYTES >> 10, usize::try_from(startup::locked_kib(engine.sizes())).unwrap_or(0));
     let beyond = match &config.protocol {
         Protocol::V80 { .. } => format!("{} KiB for each socket that does not take its bytes", (QUEUE_BYTES + SLOT_BYTES) >> 10),
         Protocol::V81 { .. } => format!("{} KiB for all sockets that do not take their bytes", shards * (HELD_BYTES >> 10)),
@@ -174,6 +177,15 @@ fn say_start(config: &Config) {
     };
     for target in dial {
         tracing::info!(host = target.host, port = target.port, "dialling");
+    }
+}
+
+/// What the shards run on, if that is not the first choice.
+pub fn say_engine(chosen: &Chosen) {
+    match (chosen.engine, &chosen.instead) {
+        (engine, Some(why)) => tracing::warn!("engine {engine}, which costs more per byte, because ring cannot be had: {why}"),
+        (Engine::Ring, None) => {}
+        (engine, None) => tracing::info!("engine {engine}, as asked for"),
     }
 }
 

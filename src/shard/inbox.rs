@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::engine::Chosen;
 use super::state::State;
 use crate::protocol::login::Proof;
 use crate::protocol::socks5::Target;
@@ -86,6 +87,13 @@ pub enum ToControl {
         /// Its numbers.
         state: Box<State>,
     },
+    /// What the shard runs on; said before anything else.
+    Engine {
+        /// Which shard.
+        shard: usize,
+        /// Its engine.
+        chosen: Chosen,
+    },
     /// The shard has ended, in order.
     Stopped {
         /// Which shard.
@@ -155,6 +163,18 @@ impl Postbox {
         // The counter cannot overflow (2^64 rings), and a shard that is gone reads no more: no failure matters here.
         let _ = (&self.shared.bell).write(&1_u64.to_ne_bytes());
     }
+}
+
+/// Another descriptor of an inbox's eventfd: an engine's read must not hit whatever gets the number after the inbox has gone.
+#[expect(unsafe_code, reason = "the inbox is not borrowed for as long as its engine lives")]
+pub(super) fn duplicate(bell: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only; for a number that is not open it fails.
+    let copy = unsafe { libc::fcntl(bell, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made by the call above, and known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 #[expect(unsafe_code, reason = "std has no eventfd")]

@@ -101,7 +101,8 @@ pub enum Op {
         /// Comes back in the `Done`.
         token: Token,
     },
-    /// Makes the socket and connects it. On failure the socket exists no more and needs no `Close`.
+    /// Makes the socket and connects it. On failure the socket exists no more and needs no `Close`. `Ok(1)` instead of `Ok(0)`: it was
+    /// connected and has been reset since; the kernel tells that once, so a receive, behind what came before, will look like the peer's FIN.
     Connect {
         /// Free id.
         socket: SocketId,
@@ -195,6 +196,15 @@ pub struct Done {
 /// An error number of the kernel's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Errno(pub i32);
+
+/// What a kernel's answer to a connect says: a refusal is another error than a reset of what was connected, so the latter was a success.
+pub(super) const fn outcome_of_connect(answer: Result<u32, Errno>) -> Result<u32, Errno> {
+    match answer {
+        Ok(_) => Ok(0),
+        Err(Errno(libc::ECONNRESET | libc::EPIPE)) => Ok(1),
+        Err(error) => Err(error),
+    }
+}
 
 impl fmt::Debug for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,8 +13,11 @@ pub mod board;
 pub mod buffers;
 pub mod clock;
 pub mod core;
+pub mod engine;
 pub mod inbox;
 pub mod io;
+mod lost;
+mod options;
 mod pages;
 mod plan;
 pub mod ring;
@@ -23,6 +26,8 @@ pub mod startup;
 pub mod state;
 pub mod time;
 pub mod timers;
+#[cfg(feature = "engine-tokio-uring")]
+pub mod tokio_uring;
 
 use std::time::Duration;
 

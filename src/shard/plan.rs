@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::board::Board;
 use super::clock::Clock;
 use super::core::{Core, Parts};
+use super::engine::Choice;
 use super::inbox::{Inbox, Postbox, ToControl};
 use super::{Role, Shard, startup};
 use crate::listen::ListenerKind;
@@ -23,6 +24,8 @@ pub struct Plan {
     pub core: usize,
     /// Bytes of its arena.
     pub buffer_memory: usize,
+    /// What moves its bytes.
+    pub engine: Choice,
     /// What reaches it from other threads.
     pub inbox: Inbox,
     /// Where its questions and answers go.
@@ -40,18 +43,19 @@ pub struct Plan {
 /// # Errors
 /// The arena or the ring cannot be made (one line with the cure), or the ring has failed.
 pub fn run<R: Role>(plan: Plan, make_role: impl FnOnce(Vec<(ListenerKind, OwnedFd)>) -> R) -> io::Result<()> {
-    let Plan { index, core, buffer_memory, inbox, control, peers, board, listeners } = plan;
-    let (arena, ring) = startup::engine(core, buffer_memory, inbox.bell()).map_err(io::Error::other)?;
+    let Plan { index, core, buffer_memory, engine, inbox, control, peers, board, listeners } = plan;
+    let (arena, io, chosen) = startup::engine(core, buffer_memory, inbox.bell(), engine).map_err(io::Error::other)?;
+    // Nobody takes it only when the process is ending anyway.
+    let _ = control.send(ToControl::Engine { shard: index, chosen });
     let clock = Clock::start();
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| io::Error::other(format!("the system gives no randomness: {error}")))?;
-    let parts = Parts { io: Box::new(ring), arena, index, control: control.clone(), peers, board, rng: StdRng::from_seed(seed) };
+    let parts = Parts { io, arena, index, control: control.clone(), peers, board, rng: StdRng::from_seed(seed) };
     let mut shard = Shard::new(Core::new(parts), make_role(listeners), inbox, clock.now());
     while !shard.is_finished() {
         shard.turn(None, || clock.now())?;
     }
     shard.close(|| clock.now())?;
-    // Nobody takes it only when the process is ending anyway.
     let _ = control.send(ToControl::Stopped { shard: index });
     Ok(())
 }

@@ -11,8 +11,10 @@ use io_uring::{IoUring, Probe, opcode};
 
 use super::affinity;
 use super::buffers::Arena;
+use super::engine::{self, Choice, Chosen, Engine};
 use super::inbox::Inbox;
-use super::ring::{Ring, Sizes};
+use super::io::Io;
+use super::ring::Sizes;
 use crate::limits::SLOT_BYTES;
 
 /// The oldest kernel with all we use: DEFER_TASKRUN came with 6.1.
@@ -38,11 +40,13 @@ const OPERATIONS: [(u8, &str); 7] = [
 /// Why a shard cannot start. Every text is one line: cause, then cure.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
-    /// Before 6.1.
-    #[error("linux {found} is too old: the relay needs io_uring as of linux 6.1; cure: run a newer kernel")]
+    /// Before what the engine needs.
+    #[error("linux {found} is too old: the engine needs io_uring as of linux {needed}; cure: run a newer kernel")]
     Kernel {
         /// What `uname` says.
         found: String,
+        /// The first that will do.
+        needed: &'static str,
     },
     /// `ENOSYS`.
     #[error(
@@ -92,6 +96,20 @@ pub enum StartupError {
     Flags {
         /// What `uname` says.
         found: String,
+    },
+    /// Registering a buffer ring: `EINVAL`.
+    #[error(
+        "linux {found} knows no rings of provided buffers (io_uring_register, PBUF_RING: EINVAL); cure: an unpatched kernel as of 5.19"
+    )]
+    BufferRings {
+        /// What `uname` says.
+        found: String,
+    },
+    /// The engine asked for is not in this program.
+    #[error("this program was built without the engine {engine}; cure: another engine, or a build with the cargo feature engine-{engine}")]
+    NotBuilt {
+        /// Its name.
+        engine: Engine,
     },
     /// `EMFILE`, `ENFILE`.
     #[error(
@@ -157,28 +175,36 @@ pub enum StartupError {
     },
 }
 
+impl StartupError {
+    /// Whether another engine may be had where this one cannot: it is the kernel's age that is in the way, and not a limit or a refusal.
+    #[must_use]
+    pub(super) const fn is_of_age(&self) -> bool {
+        matches!(self, Self::Kernel { .. } | Self::Flags { .. } | Self::BufferRings { .. })
+    }
+}
+
 /// Puts the calling thread on `core` and makes a shard's memory and engine there: in this order, so that both are near the core, and on
 /// the thread that will use them. `bell` is the inbox's eventfd.
 ///
 /// # Errors
 /// See [`StartupError`].
-pub fn engine(core: usize, buffer_memory: usize, bell: RawFd) -> Result<(Arena, Ring), StartupError> {
+pub fn engine(core: usize, buffer_memory: usize, bell: RawFd, choice: Choice) -> Result<(Arena, Box<dyn Io>, Chosen), StartupError> {
     affinity::pin_to(core).map_err(|source| {
         let allowed = affinity::as_text(&affinity::allowed_cores().unwrap_or_default());
         StartupError::Core { core, allowed, source }
     })?;
     let arena = arena(buffer_memory)?;
-    let ring = Ring::new(&arena, bell)?;
-    Ok((arena, ring))
+    let (io, chosen) = engine::make(choice, &arena, bell)?;
+    Ok((arena, io, chosen))
 }
 
-/// Goes up the ladder with a ring of the usual size and drops it again: for `doctor`, and to fail before threads are started.
+/// Goes up the ladder with an engine of the usual size and drops it again, for `doctor`. Says which one would be taken.
 ///
 /// # Errors
 /// See [`StartupError`].
-pub fn check() -> Result<(), StartupError> {
+pub fn check(choice: Choice) -> Result<Chosen, StartupError> {
     let (inbox, _) = Inbox::new().map_err(|source| StartupError::Descriptors { source })?;
-    Ring::new(&arena(SLOT_BYTES)?, inbox.bell()).map(drop)
+    engine::make(choice, &arena(SLOT_BYTES)?, inbox.bell()).map(|(_, chosen)| chosen)
 }
 
 fn arena(bytes: usize) -> Result<Arena, StartupError> {
@@ -189,7 +215,7 @@ fn arena(bytes: usize) -> Result<Arena, StartupError> {
 pub(super) fn open(sizes: Sizes) -> Result<IoUring, StartupError> {
     let kernel = kernel();
     if parse_kernel(&kernel).is_some_and(|version| version < OLDEST_KERNEL) {
-        return Err(StartupError::Kernel { found: kernel });
+        return Err(StartupError::Kernel { found: kernel, needed: "6.1" });
     }
     let mut uring = IoUring::builder()
         .setup_single_issuer()
@@ -201,18 +227,32 @@ pub(super) fn open(sizes: Sizes) -> Result<IoUring, StartupError> {
         .setup_clamp()
         .setup_cqsize(sizes.completions)
         .build(sizes.submissions)
-        .map_err(|error| explain_setup(error, kernel.clone(), sizes))?;
+        .map_err(|error| explain_setup(error, sizes))?;
     enter_once(&mut uring)?;
+    look_for_operations(&uring, &OPERATIONS, sizes)?;
+    Ok(uring)
+}
+
+/// Whether the kernel has them all.
+pub(super) fn look_for_operations(uring: &IoUring, wanted: &[(u8, &'static str)], sizes: Sizes) -> Result<(), StartupError> {
     let mut probe = Probe::new();
     uring.submitter().register_probe(&mut probe).map_err(|error| explain_register(error, sizes))?;
-    match OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
-        Some((_, operation)) => Err(StartupError::Operation { found: kernel, operation }),
-        None => Ok(uring),
+    match wanted.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, operation)) => Err(StartupError::Operation { found: kernel(), operation }),
+        None => Ok(()),
+    }
+}
+
+/// Why registering a buffer ring failed.
+pub(super) fn explain_buffer_ring(error: io::Error, sizes: Sizes) -> StartupError {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => StartupError::BufferRings { found: kernel() },
+        _ => explain_register(error, sizes),
     }
 }
 
 /// Why `io_uring_register` failed.
-pub(super) fn explain_register(error: io::Error, sizes: Sizes) -> StartupError {
+fn explain_register(error: io::Error, sizes: Sizes) -> StartupError {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => out_of_memory(error, sizes),
         _ => StartupError::RegisterBlocked { source: error },
@@ -239,7 +279,8 @@ pub(crate) fn locked_kib(sizes: Sizes) -> u64 {
     pages(submissions * 64) + pages(completions * 16 + submissions * 4 + 320) + pages(u64::from(sizes.slots) * 16)
 }
 
-fn enter_once(uring: &mut IoUring) -> Result<(), StartupError> {
+/// Shows with a no-op that the ring can be entered.
+pub(super) fn enter_once(uring: &mut IoUring) -> Result<(), StartupError> {
     push_nop(uring);
     let limit = Timespec::from(PROBE);
     let entered = uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit));
@@ -256,7 +297,8 @@ fn push_nop(uring: &mut IoUring) {
     let _ = unsafe { uring.submission().push(&opcode::Nop::new().build()) };
 }
 
-fn explain_setup(error: io::Error, kernel: String, sizes: Sizes) -> StartupError {
+/// Why `io_uring_setup` failed.
+pub(super) fn explain_setup(error: io::Error, sizes: Sizes) -> StartupError {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => StartupError::Missing,
         Some(libc::EPERM | libc::EACCES) => {
@@ -264,7 +306,7 @@ fn explain_setup(error: io::Error, kernel: String, sizes: Sizes) -> StartupError
             explain_refusal(&read(SYSCTL_DISABLED), &read(SYSCTL_GROUP), &read("/proc/self/status"))
         }
         Some(libc::ENOMEM) => out_of_memory(error, sizes),
-        Some(libc::EINVAL) => StartupError::Flags { found: kernel },
+        Some(libc::EINVAL) => StartupError::Flags { found: kernel() },
         Some(libc::EMFILE | libc::ENFILE) => StartupError::Descriptors { source: error },
         _ => StartupError::Other { what: "make an io_uring", source: error },
     }
@@ -327,7 +369,9 @@ mod tests {
         let source = || io::Error::from_raw_os_error(libc::EPERM);
         let text = || "text".to_owned();
         let errors = [
-            StartupError::Kernel { found: text() },
+            StartupError::Kernel { found: text(), needed: "6.1" },
+            StartupError::BufferRings { found: text() },
+            StartupError::NotBuilt { engine: Engine::TokioUring },
             StartupError::Missing,
             StartupError::SwitchedOff,
             StartupError::Reserved { group: text() },
@@ -352,16 +396,19 @@ mod tests {
     fn an_engine_is_made_on_a_core_that_is_allowed_and_refused_elsewhere_with_the_cores_there_are() {
         let (inbox, _) = Inbox::new().unwrap();
         let (bell, cores) = (inbox.bell(), affinity::allowed_cores().unwrap());
-        let made = std::thread::spawn(move || engine(cores[0], 2 * SLOT_BYTES, bell).map(|(arena, _)| arena.slots()));
+        let made = std::thread::spawn(move || engine(cores[0], 2 * SLOT_BYTES, bell, Choice::Auto).map(|(arena, ..)| arena.slots()));
         assert_eq!(made.join().unwrap().unwrap(), 2);
-        let error = engine(1000, SLOT_BYTES, bell).unwrap_err().to_string();
+        let error = engine(1000, SLOT_BYTES, bell, Choice::Auto).err().unwrap().to_string();
         let allowed = affinity::as_text(&affinity::allowed_cores().unwrap());
         assert!(error.contains("core 1000") && error.contains(&format!("cores of {allowed} in")), "{error}");
-        assert!(matches!(engine(1000, 0, bell), Err(StartupError::Core { .. })));
+        assert!(matches!(engine(1000, 0, bell, Choice::Auto), Err(StartupError::Core { .. })));
     }
 
     #[test]
     fn the_ladder_holds_here() {
-        check().unwrap();
+        for engine in Engine::ALL.into_iter().filter(|engine| engine.is_built()) {
+            assert_eq!(check(Choice::Only(engine)).unwrap().engine, engine);
+        }
+        assert_eq!(check(Choice::Auto).unwrap(), Chosen { engine: Engine::Ring, instead: None });
     }
 }

@@ -54,7 +54,7 @@ fn child(files: &str) {
             });
         }
         let group = Group { role: "inter-server", postboxes, keys: Some(keys) };
-        let announce = Announce { started: Some(Box::new(|| println!("started"))), tunnel: None };
+        let announce = Announce { started: Some(Box::new(|_| println!("started"))), tunnel: None };
         Control::new(events, vec![group], None, announce).run().await
     });
     drop(log);

@@ -5,9 +5,9 @@ use std::thread;
 
 use zhwkprox::limits::RECORD_BYTES_MAX;
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Errno, Io, Kind, Op, Payload};
+use zhwkprox::shard::io::{Errno, Kind, Op, Payload};
 
-use crate::support::{Rig, pattern, read_to_end, received, sent, token, write_all};
+use super::support::{Rig, pattern, read_to_end, received, sent, token, write_all};
 
 #[test]
 fn bytes_are_received_changed_in_place_and_sent_from_the_same_slot() {
@@ -162,7 +162,7 @@ fn unix_sockets_carry_bytes_too() {
 #[test]
 fn a_socket_that_was_made_non_blocking_elsewhere_waits_for_bytes_all_the_same() {
     let mut rig = Rig::new(8);
-    let (ours, peer) = crate::support::tcp_pair();
+    let (ours, peer) = super::support::tcp_pair();
     ours.set_nonblocking(true).unwrap();
     let socket = rig.adopt(ours);
     rig.receive(socket);

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Errno, Io, Kind, Payload, Purpose};
+use zhwkprox::shard::engine::Engine;
+use zhwkprox::shard::io::{Errno, Kind, Payload, Purpose};
 
-use crate::support::{Rig, WATCHDOG, listener, pattern, read_to_end, received, sent, write_all};
+use super::support::{Rig, WATCHDOG, engine, listener, pattern, read_to_end, received, sent, write_all};
 
 const CANCELLED: Errno = Errno(libc::ECANCELED);
 
@@ -30,6 +31,20 @@ fn a_cancel_yields_every_completion_and_the_close_behind_it_sends_fin() {
     assert_eq!(chunk.len(), bytes.len());
     rig.close(socket, false);
     assert!(read_to_end(&peer) == bytes[..count], "FIN comes behind what was sent");
+}
+
+#[test]
+fn what_was_submitted_before_a_cancel_is_sent_as_far_as_it_fits() {
+    let mut rig = Rig::new(8);
+    let (socket, peer) = rig.tcp();
+    rig.receive(socket);
+    assert!(rig.poll().is_empty());
+    rig.send(socket, Chunk::copy_of(b"last words"), true);
+    rig.cancel(socket);
+    assert_eq!(sent(rig.wait(Kind::Send, socket)).0, Ok(10));
+    assert_eq!(rig.wait(Kind::Receive, socket).result, Err(CANCELLED));
+    rig.close(socket, false);
+    assert_eq!(read_to_end(&peer), b"last words");
 }
 
 #[test]
@@ -129,7 +144,7 @@ fn a_connect_that_gets_no_answer_is_cancelled_and_its_id_is_free_again() {
     assert!(rig.poll().is_empty());
     rig.cancel(socket);
     assert_eq!(rig.wait(Kind::Connect, socket).result, Err(CANCELLED));
-    let (ours, mut peer) = crate::support::tcp_pair();
+    let (ours, mut peer) = super::support::tcp_pair();
     rig.ring.adopt(socket, ours.into());
     rig.close(socket, false);
     assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
@@ -165,7 +180,7 @@ fn a_dropped_ring_gives_back_slots_and_closes_descriptors_whatever_was_outstandi
     let (unsubmitted, _unsubmitted_peer) = rig.tcp();
     rig.receive(unsubmitted);
     let arena = rig.arena.clone();
-    assert!(arena.free() < arena.slots(), "some are posted");
+    assert!(engine() == Engine::TokioUring || arena.free() < arena.slots(), "some are posted");
     drop(rig);
     assert_eq!(arena.free(), arena.slots());
     assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
@@ -217,7 +232,7 @@ fn a_socket_moves_from_one_ring_to_another_on_another_thread_without_losing_a_by
     assert_eq!(other.join().unwrap(), b"two");
     assert_eq!(read_to_end(&peer), b"three");
     // The id is free again in the first.
-    let (ours, _peer) = crate::support::tcp_pair();
+    let (ours, _peer) = super::support::tcp_pair();
     rig.ring.adopt(socket, ours.into());
 }
 

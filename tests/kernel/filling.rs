@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use zhwkprox::limits::RECORD_BYTES_MAX;
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Done, Errno, Io, Kind, Op, Payload, SocketId};
+use zhwkprox::shard::io::{Done, Errno, Kind, Op, Payload, SocketId};
 
-use crate::support::{Rig, pattern, received, token, write_all};
+use super::support::{Rig, pattern, received, token, write_all};
 
 fn receive_into(rig: &mut Rig, socket: SocketId, into: Chunk, max: u32) {
     rig.ring.submit(Op::ReceiveInto { socket, into, max, token: token(Kind::Receive, socket) });

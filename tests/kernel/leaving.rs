@@ -1,4 +1,4 @@
-//! Sockets that are reset behind the bytes they were given, by a shard's core over the kernel's ring.
+//! Sockets that are reset behind the bytes they were given, by a shard's core over an engine.
 #![allow(clippy::disallowed_methods, reason = "tests have watchdogs")]
 
 use std::cell::Cell;
@@ -17,12 +17,11 @@ use zhwkprox::shard::board::Board;
 use zhwkprox::shard::buffers::{Arena, Chunk};
 use zhwkprox::shard::core::{Closing, Core, Event, Owner, Parts};
 use zhwkprox::shard::inbox::{Inbox, ToControl};
-use zhwkprox::shard::ring::Ring;
 use zhwkprox::shard::state::State;
 use zhwkprox::shard::time::Time;
 use zhwkprox::shard::{Role, Shard};
 
-use crate::support::{WATCHDOG, pattern, tcp_pair};
+use super::support::{WATCHDOG, make_engine, pattern, tcp_pair};
 
 const BYTES: usize = 16 << 20;
 
@@ -70,10 +69,10 @@ impl Rig {
         let (ours, theirs) = tcp_pair();
         let arena = Arena::new(8 * SLOT_BYTES).unwrap();
         let (inbox, postbox) = Inbox::new().unwrap();
-        let ring = Ring::new(&arena, inbox.bell()).unwrap();
+        let io = make_engine(&arena, &inbox);
         let (control, from_shard) = unbounded_channel();
         let rng = StdRng::seed_from_u64(1);
-        let parts = Parts { io: Box::new(ring), arena, index: 0, control, peers: vec![postbox], board: Board::new(1), rng };
+        let parts = Parts { io, arena, index: 0, control, peers: vec![postbox], board: Board::new(1), rng };
         let taken = Rc::new(Cell::new(None));
         let role = SendAndReset { descriptor: Some(ours.into()), taken: Rc::clone(&taken) };
         let shard = Shard::new(Core::new(parts), role, inbox, Time::ZERO);

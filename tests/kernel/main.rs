@@ -1,14 +1,10 @@
-//! The kernel engine on real sockets.
+//! The kernel engines on real sockets. Every test runs on each of them, as `ring::…` and as `tokio_uring::…`.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::duplicate_mod, reason = "the same tests for each engine: they find out by the name of their module which one it is")]
 
-mod alone;
-mod bounds;
-mod data;
-mod ends;
-mod filling;
-mod leaving;
-mod making;
 mod measure;
-mod stress;
-mod support;
-mod turns;
+#[path = "engine.rs"]
+mod ring;
+#[cfg(feature = "engine-tokio-uring")]
+#[path = "engine.rs"]
+mod tokio_uring;

@@ -5,9 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use socket2::Socket;
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Io, Kind, Payload, Purpose};
+use zhwkprox::shard::io::{Errno, Kind, Payload, Purpose};
 
-use crate::support::{Rig, listener, read_to_end, sent};
+use super::support::{Rig, listener, read_to_end, sent};
 
 #[test]
 fn a_connection_is_made_accepted_and_carries_bytes_with_both_ends_in_the_ring() {
@@ -25,6 +25,28 @@ fn a_connection_is_made_accepted_and_carries_bytes_with_both_ends_in_the_ring() 
     assert_eq!(sent(rig.wait(Kind::Send, connected)).0, Ok(5));
     let connected = Socket::from(rig.ring.detach(connected));
     assert_eq!(connected.local_addr().unwrap().as_socket(), Some(peer));
+}
+
+#[test]
+fn a_connection_that_is_reset_at_once_was_made_all_the_same() {
+    let mut rig = Rig::new(8);
+    let (ours, address) = listener();
+    let other = std::thread::spawn(move || {
+        for _ in 0..200 {
+            let (stream, _) = ours.accept().unwrap();
+            socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        }
+    });
+    for _ in 0..200 {
+        let connected = rig.connect(address, None, Purpose::Flow);
+        let connect = rig.wait(Kind::Connect, connected).result;
+        rig.receive(connected);
+        let receive = rig.wait(Kind::Receive, connected).result;
+        // The reset is told once, by the one or by the other.
+        assert!(matches!((connect, receive), (Ok(0), Err(Errno(libc::ECONNRESET))) | (Ok(1), Ok(0))), "{connect:?}, {receive:?}");
+        rig.close(connected, false);
+    }
+    other.join().unwrap();
 }
 
 #[test]

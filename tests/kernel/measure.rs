@@ -15,7 +15,7 @@ use zhwkprox::shard::affinity;
 use zhwkprox::shard::io::{Errno, Io, Kind, Payload, SocketId};
 use zhwkprox::shard::ring::Sizes;
 
-use crate::support::{Rig, tcp_pair};
+use crate::ring::support::{Rig, tcp_pair};
 
 type Cipher = ctr::Ctr128BE<aes::Aes128>;
 

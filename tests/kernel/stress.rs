@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use zhwkprox::limits::SLOTS_MIN;
-use zhwkprox::shard::io::{Errno, Io, Kind, Payload, Purpose, SocketId};
+use zhwkprox::shard::io::{Errno, Kind, Payload, Purpose, SocketId};
 
-use crate::support::{Rig, WATCHDOG, listener, pattern};
+use super::support::{Rig, WATCHDOG, listener, pattern};
 
 const CONNECTIONS: usize = 200;
 const THREADS: usize = 4;

@@ -1,4 +1,4 @@
-//! A ring with its arena and inbox on the test's own thread, and helpers that wait for events under a watchdog.
+//! An engine with its arena and inbox on the test's own thread, and helpers that wait for events under a watchdog.
 #![allow(clippy::disallowed_methods, reason = "tests have watchdogs")]
 
 use std::collections::VecDeque;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use zhwkprox::limits::SLOT_BYTES;
 use zhwkprox::shard::buffers::{Arena, Chunk};
+use zhwkprox::shard::engine::{self, Choice, Engine};
 use zhwkprox::shard::inbox::{Inbox, Postbox};
 use zhwkprox::shard::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
 use zhwkprox::shard::ring::{Ring, Sizes};
@@ -18,8 +19,19 @@ use zhwkprox::shard::ring::{Ring, Sizes};
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(20);
 pub(crate) const GENERATION: u32 = 0x00ab_cdef;
 
-pub(crate) struct Rig {
-    pub(crate) ring: Ring,
+/// Which engine these tests are about: each has a module of its own, and all of it is the same text.
+pub(crate) fn engine() -> Engine {
+    if module_path!().contains("tokio_uring") { Engine::TokioUring } else { Engine::Ring }
+}
+
+pub(crate) fn make_engine(arena: &Arena, inbox: &Inbox) -> Box<dyn Io> {
+    let (io, chosen) = engine::make(Choice::Only(engine()), arena, inbox.bell()).unwrap();
+    assert_eq!((chosen.engine, chosen.instead), (engine(), None));
+    io
+}
+
+pub(crate) struct Rig<E: Io + ?Sized = dyn Io> {
+    pub(crate) ring: Box<E>,
     pub(crate) arena: Arena,
     pub(crate) inbox: Inbox,
     pub(crate) postbox: Postbox,
@@ -29,13 +41,22 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(slots: usize) -> Self {
-        Self::with_sizes(slots, Sizes::default())
+        Self::with(slots, make_engine)
     }
+}
 
+impl Rig<Ring> {
+    /// The first engine, whichever these tests are about.
     pub(crate) fn with_sizes(slots: usize, sizes: Sizes) -> Self {
+        Self::with(slots, |arena, inbox| Box::new(Ring::with_sizes(arena, inbox.bell(), sizes).unwrap()))
+    }
+}
+
+impl<E: Io + ?Sized> Rig<E> {
+    fn with(slots: usize, make: impl FnOnce(&Arena, &Inbox) -> Box<E>) -> Self {
         let arena = Arena::new(slots * SLOT_BYTES).unwrap();
         let (inbox, postbox) = Inbox::new().unwrap();
-        let ring = Ring::with_sizes(&arena, inbox.bell(), sizes).unwrap();
+        let ring = make(&arena, &inbox);
         Self { ring, arena, inbox, postbox, waiting: VecDeque::new(), next: 0 }
     }
 

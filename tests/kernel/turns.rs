@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use zhwkprox::limits::COMPLETIONS_PER_TURN;
 use zhwkprox::shard::buffers::Chunk;
+use zhwkprox::shard::engine::Engine;
 use zhwkprox::shard::inbox::Message;
 use zhwkprox::shard::io::{Errno, Io, Kind};
 use zhwkprox::shard::ring::Sizes;
 
-use crate::support::{Rig, WATCHDOG, received, sent, write_all};
+use super::differences::skipped_on_tokio_uring;
+use super::support::{Rig, WATCHDOG, engine, received, sent, write_all};
 
 #[test]
 fn a_turn_that_does_not_sleep_still_sees_what_comes_later() {
@@ -79,7 +81,7 @@ fn many_rings_of_the_bell_wake_at_least_once_and_lose_no_message() {
 }
 
 /// Sends and receives on `pairs` pairs at once, and checks that each operation completes with what its peer sent.
-fn exchange(rig: &mut Rig, pairs: usize) {
+fn exchange<E: Io + ?Sized>(rig: &mut Rig<E>, pairs: usize) {
     let pairs: Vec<_> = (0..pairs)
         .map(|_| {
             let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -141,6 +143,9 @@ fn ten_thousand_operations_in_one_turn_all_complete() {
 
 #[test]
 fn with_queues_far_too_small_nothing_is_lost_and_the_overflow_is_counted() {
+    if skipped_on_tokio_uring("with_queues_far_too_small_nothing_is_lost_and_the_overflow_is_counted") {
+        return;
+    }
     let mut rig = Rig::with_sizes(64, Sizes { submissions: 4, completions: 4, slots: 32 });
     exchange(&mut rig, 2500);
     assert!(rig.ring.overflows() > 0);
@@ -155,10 +160,14 @@ fn a_turn_yields_a_bounded_number_and_the_next_one_the_rest_without_sleeping() {
     for (socket, _) in &pairs {
         rig.send(*socket, Chunk::copy_of(b"x"), true);
     }
-    let mut done = Vec::new();
-    rig.ring.turn(None, &mut done).unwrap();
-    assert_eq!(done.len(), COMPLETIONS_PER_TURN);
-    // Would sleep for ever if it slept.
-    rig.ring.turn(None, &mut done).unwrap();
-    assert_eq!(done.len(), count);
+    let (mut done, mut all) = (Vec::new(), 0);
+    while all < count {
+        // Would sleep for ever if it slept.
+        rig.ring.turn(None, &mut done).unwrap();
+        assert!((1..=COMPLETIONS_PER_TURN).contains(&done.len()), "{} in one turn", done.len());
+        assert!(engine() == Engine::TokioUring || done.len() == COMPLETIONS_PER_TURN.min(count - all), "all were there");
+        all += done.len();
+        done.clear();
+    }
+    assert_eq!(all, count);
 }

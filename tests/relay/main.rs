@@ -2,7 +2,7 @@
 //! Every test has its own pair on its own ports; what is awaited is read off the state line (SIGUSR1), never slept for.
 //!
 //! They run on 0x80, or on 0x81 with `ZHWKPROX_PROTOCOL=0x81`, and there also with one tunnel per shard (`ZHWKPROX_ONE_TUNNEL=1`); with
-//! `ZHWKPROX_TWO_SHARDS=1` each role has two. What is about one protocol alone says so (`harness/protocol.rs`).
+//! `ZHWKPROX_TWO_SHARDS=1` each role has two, and `ZHWKPROX_ENGINE` chooses the engine. What is about one protocol alone says so (`harness/protocol.rs`).
 //!
 //! `ZHWKPROX_QUICK=1` shortens the longest ones. A program that is missing skips its test, loudly; with `CI` set it fails it.
 

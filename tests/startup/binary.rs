@@ -1,11 +1,12 @@
 //! The same on the real binary: one line, exit status 1, no panic.
 
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+use zhwkprox::shard::engine::Engine;
 
 use crate::{copy_for_everybody, jail};
 
@@ -100,6 +101,52 @@ fn set_up_missing_ends_the_role_with_one_line() {
 #[test]
 fn entering_blocked_ends_the_role_with_one_line() {
     shows(|command| jail::forbid(command, libc::SYS_io_uring_enter, libc::EPERM), "io_uring_enter does not");
+}
+
+#[test]
+fn where_the_kernel_knows_no_flag_of_any_engine_the_role_ends_with_one_line() {
+    shows(|command| jail::forbid(command, libc::SYS_io_uring_setup, libc::EINVAL), "set-up flags");
+}
+
+/// The demo's curl line, run.
+fn fetch_through_the_demo(mut demo: Command) -> (String, String) {
+    let mut demo = demo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let curl = lines.find_map(|line| line.unwrap().strip_prefix("curl ").map(str::to_owned));
+    let page = curl.map(|curl| Command::new("curl").args(["-sS", "--max-time", "30"]).args(curl.split(' ')).output().unwrap().stdout);
+    demo.kill().unwrap();
+    let said = demo.wait_with_output().unwrap().stderr;
+    (String::from_utf8(page.unwrap_or_default()).unwrap(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn where_the_kernel_is_too_old_for_the_ring_the_relay_works_on_the_other_engine_and_says_so() {
+    let installed = install();
+    for reason in ["DEFER_TASKRUN", "PBUF_RING"] {
+        let old = if reason == "PBUF_RING" { jail::without_buffer_rings } else { jail::without_defer_taskrun };
+        if !Engine::TokioUring.is_built() {
+            shows(old, reason);
+            continue;
+        }
+        let mut demo = Command::new(&installed.binary);
+        demo.arg("demo");
+        old(&mut demo);
+        let (page, said) = fetch_through_the_demo(demo);
+        assert!(page.starts_with("It works."), "{page}\n{said}");
+        assert_eq!(said.lines().filter(|line| line.contains("engine tokio-uring") && line.contains(reason)).count(), 1, "{said}");
+        // The doctor says the same and does not fail.
+        let mut doctor = installed.doctor();
+        old(&mut doctor);
+        let Output { status, stdout, .. } = output(&mut doctor);
+        let report = String::from_utf8(stdout).unwrap();
+        assert!(status.success() && report.contains("works, engine tokio-uring") && report.contains(reason), "{report}");
+        // Who asks for the ring gets it or nothing.
+        let mut role = installed.inter_server();
+        role.args(["--engine", "ring"]);
+        old(&mut role);
+        let line = only_line(role);
+        assert!(line.contains(reason), "{line}");
+    }
 }
 
 #[test]

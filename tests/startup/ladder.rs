@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use zhwkprox::shard::engine::{Choice, Chosen, Engine};
 use zhwkprox::shard::startup;
 
 use crate::{copy_for_everybody, jail};
@@ -13,8 +14,9 @@ const MARK: &str = "start-up said: ";
 /// What `startup::check` says in a child that `prepare` has put in its place. `None` in that child.
 fn said(test: &str, prepare: impl FnOnce(&mut Command)) -> Option<String> {
     if std::env::var_os(CHILD).is_some() {
-        match startup::check() {
-            Ok(()) => println!("\n{MARK}nothing"),
+        match startup::check(Choice::Auto) {
+            Ok(Chosen { engine: Engine::Ring, instead: None }) => println!("\n{MARK}nothing"),
+            Ok(Chosen { engine, instead }) => println!("\n{MARK}engine {engine} instead, for {}", instead.unwrap_or_default()),
             Err(error) => println!("\n{MARK}{error}"),
         }
         return None;
@@ -70,6 +72,29 @@ fn a_filter_that_refuses_registering_is_noticed_at_start() {
     if let Some(line) = said(test, |child| jail::forbid(child, libc::SYS_io_uring_register, libc::EPERM)) {
         assert!(line.contains("io_uring_register does not"), "{line}");
     }
+}
+
+#[test]
+fn a_kernel_that_does_not_know_the_rings_flags_gets_the_other_engine_and_the_reason() {
+    let test = "ladder::a_kernel_that_does_not_know_the_rings_flags_gets_the_other_engine_and_the_reason";
+    if let Some(line) = said(test, jail::without_defer_taskrun) {
+        assert_other_engine(&line, "DEFER_TASKRUN");
+    }
+}
+
+#[test]
+fn a_kernel_without_buffer_rings_gets_the_other_engine_and_the_reason() {
+    let test = "ladder::a_kernel_without_buffer_rings_gets_the_other_engine_and_the_reason";
+    if let Some(line) = said(test, jail::without_buffer_rings) {
+        assert_other_engine(&line, "PBUF_RING");
+    }
+}
+
+/// In a build without it the reason is the error.
+#[track_caller]
+fn assert_other_engine(line: &str, reason: &str) {
+    let expected = if Engine::TokioUring.is_built() { "engine tokio-uring instead, for linux " } else { "linux " };
+    assert!(line.starts_with(expected) && line.contains(reason), "{line}");
 }
 
 #[test]

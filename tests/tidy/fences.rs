@@ -8,14 +8,15 @@ const UNSAFE: &[(&str, &str, &str)] = &[
     ("src/rlimits.rs", "unsafe", "getrlimit and setrlimit"),
     ("src/shard/affinity.rs", "unsafe", "sched_getaffinity and sched_setaffinity"),
     ("src/shard/buffers.rs", "unsafe", "the arena's mapping"),
-    ("src/shard/inbox.rs", "unsafe", "eventfd"),
-    ("src/shard/ring/lost.rs", "unsafe", "poll and TCP_INFO"),
+    ("src/shard/inbox.rs", "unsafe", "eventfd, and another descriptor of it"),
+    ("src/shard/lost.rs", "unsafe", "poll and TCP_INFO"),
     ("src/shard/ring/mod.rs", "unsafe", "memory that operations name"),
-    ("src/shard/ring/options.rs", "unsafe", "a socket option that socket2 does not know"),
+    ("src/shard/options.rs", "unsafe", "a socket option that socket2 does not know"),
     ("src/shard/pages.rs", "unsafe", "a mapping"),
     ("src/shard/ring/posted.rs", "unsafe", "the buffer ring's page"),
     ("src/shard/ring/queue.rs", "unsafe", "pushing entries"),
     ("src/shard/startup.rs", "unsafe", "pushing the probe's no-op"),
+    ("src/shard/tokio_uring/ladder.rs", "unsafe", "pushing the probe's poll and cancel"),
 ];
 
 /// What threads share with. None of it is on the data path.
@@ -54,6 +55,10 @@ const CONDITIONAL: &[(&str, &str, &str)] = &[
     ("src/mutants.rs", "#[cfg(feature = \"mutants\")]", "the same"),
     ("src/shard/buffers.rs", "#[cfg(feature = \"mutants\")]", "one of these faults needs to reach into the arena"),
     ("src/shard/core/sockets.rs", "#[cfg(feature = \"mutants\")]", "the same fault is made here"),
+    ("src/shard/mod.rs", "#[cfg(feature = \"engine-tokio-uring\")]", "the second engine, below the seam, may be left out"),
+    ("src/shard/engine.rs", "#[cfg(feature = \"engine-tokio-uring\")]", "the same"),
+    ("src/shard/engine.rs", "#[cfg(not(feature = \"engine-tokio-uring\"))]", "the same"),
+    ("src/shard/engine.rs", "Self::TokioUring => cfg!(feature = \"engine-tokio-uring\"),", "and says whether it was"),
 ];
 
 #[test]

@@ -33,10 +33,13 @@ enum Kind {
 enum Version {
     V80,
     V81,
+    /// … on its second engine, which is only compared when named.
+    V81OnTokioUring,
 }
 
 /// Ours, by the version it speaks; each also as `NAME:LABEL=PATH` and `NAME=PATH`.
-const OURS: &[(&str, Version)] = &[("zhwkprox", Version::V81), ("zhwkprox/0x80", Version::V80)];
+const OURS: &[(&str, Version)] =
+    &[("zhwkprox", Version::V81), ("zhwkprox/0x80", Version::V80), ("zhwkprox/tokio-uring", Version::V81OnTokioUring)];
 
 /// The names, beside ours.
 const NAMED: &[(&str, Kind)] = &[
@@ -63,7 +66,8 @@ impl Target {
         let mut targets: Vec<Self> = Vec::new();
         for name in names {
             if name == "installed" {
-                let ours = OURS.iter().map(|(name, version)| Self::zhwkprox(name, *version, None));
+                let usual = OURS.iter().filter(|(_, version)| *version != Version::V81OnTokioUring);
+                let ours = usual.map(|(name, version)| Self::zhwkprox(name, *version, None));
                 let all = NAMED.iter().map(|(name, kind)| Self { name: (*name).to_owned(), kind: kind.clone() });
                 for target in ours.chain(all).filter(|target| target.missing().is_none()) {
                     if targets.iter().all(|before| before.name != target.name) {
@@ -141,7 +145,7 @@ impl Target {
             Some((_, kind)) => Ok(Self { name: name.to_owned(), kind: kind.clone() }),
             None => {
                 let known: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
-                let ours = "zhwkprox, zhwkprox/0x80, both also as NAME=PATH and NAME:LABEL=PATH";
+                let ours = "zhwkprox, zhwkprox/0x80, zhwkprox/tokio-uring, each also as NAME=PATH and NAME:LABEL=PATH";
                 Err(format!("{name}: expected {ours}, installed, {}", known.join(", ")))
             }
         }
@@ -185,15 +189,16 @@ fn zhwkprox(running: &mut Running, program: &Path, version: Version, tunnel: &Tc
     // What it speaks by itself is not named, so that older builds can be measured too.
     let (protocol, tunnels): (&[&str], &[&str]) = match version {
         Version::V80 => (&["--protocol", "0x80"], &["--max-tunnels", TUNNELS]),
-        Version::V81 => (&[], &[]),
+        Version::V81 | Version::V81OnTokioUring => (&[], &[]),
     };
+    let engine: &[&str] = if version == Version::V81OnTokioUring { &["--engine", "tokio-uring"] } else { &[] };
     let made = Command::new(program).arg("keygen").args(protocol).arg("--out").arg(&key).output()?;
     if !made.status.success() {
         return Err(io::Error::other(format!("zhwkprox keygen: {}", String::from_utf8_lossy(&made.stderr).trim())));
     }
     let role = |name: &str| {
         let mut role = Command::new(program);
-        role.arg(name).args(protocol).arg("--key-file").arg(&key);
+        role.arg(name).args(protocol).args(engine).arg("--key-file").arg(&key);
         role
     };
     running.start("inter-server", role("inter-server").args(["--listen", &tunnel.address(), "--socks", &socks.address()]))?;

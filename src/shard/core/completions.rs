@@ -16,7 +16,10 @@ impl Core {
         let closing = entry.closing;
         let owner = entry.owner;
         match done.result {
-            Ok(_) => entry.life = Life::Open,
+            Ok(reset_since) => {
+                entry.life = Life::Open;
+                entry.has_failed = reset_since > 0;
+            }
             Err(_) => {
                 if closing.is_none() {
                     self.invalidate(index);

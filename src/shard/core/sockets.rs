@@ -41,7 +41,7 @@ pub(super) struct Entry {
     pub(super) sending: bool,
     /// The outstanding send waits until all is taken.
     pub(super) sends_whole: bool,
-    /// Such a send came back short: the connection has failed. The kernel tells that once, so a receive would now look like a FIN.
+    /// Such a send came back short, or it was reset before its connect was told: the connection has failed. The kernel tells that once, so a receive would now look like a FIN.
     pub(super) has_failed: bool,
     pub(super) parked: bool,
     pub(super) closing: Option<Closing>,

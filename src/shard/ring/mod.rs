@@ -14,8 +14,6 @@
 //! * at most [`SLOTS_POSTED`] slots are lent to the kernel, and fewer while each is filled.
 #![expect(unsafe_code, reason = "vouches for the memory that entries name")]
 
-mod lost;
-mod options;
 mod posted;
 mod queue;
 mod sockets;
@@ -33,8 +31,10 @@ use self::posted::Posted;
 use self::queue::Queue;
 use self::sockets::{Accepting, Receiving, Record, Socket, Sockets};
 use super::buffers::{Arena, Chunk};
-use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
+use super::inbox;
+use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token, outcome_of_connect};
 use super::startup::{self, StartupError};
+use super::{lost, options};
 use crate::limits::{COMPLETIONS_PER_TURN, SLOTS_POSTED};
 
 /// IORING_RECVSEND_POLL_FIRST (the crate has no name for it): wait for the socket to be readable before anything else.
@@ -141,9 +141,9 @@ impl Ring {
     /// As [`Self::new`].
     pub fn with_sizes(arena: &Arena, bell: RawFd, sizes: Sizes) -> Result<Self, StartupError> {
         let uring = startup::open(sizes)?;
-        let posted = Posted::register(&uring, sizes.slots, arena.clone()).map_err(|error| startup::explain_register(error, sizes))?;
+        let posted = Posted::register(&uring, sizes.slots, arena.clone()).map_err(|error| startup::explain_buffer_ring(error, sizes))?;
         // A descriptor of our own: the read must not hit whatever gets the number after the inbox has gone.
-        let bell = duplicate(bell).map_err(|source| StartupError::Other { what: "duplicate the inbox's eventfd", source })?;
+        let bell = inbox::duplicate(bell).map_err(|source| StartupError::Other { what: "duplicate the inbox's eventfd", source })?;
         let mut ring = Self {
             queue: Queue::new(uring),
             posted,
@@ -312,6 +312,7 @@ impl Ring {
     }
 
     fn connected(&mut self, id: SocketId, result: Result<u32, Errno>) -> (Result<u32, Errno>, Payload) {
+        let result = outcome_of_connect(result);
         if result.is_ok() {
             self.sockets.open(id).connecting = None;
         } else {
@@ -478,14 +479,4 @@ fn errno(error: &io::Error) -> Errno {
 fn own(descriptor: u32) -> OwnedFd {
     // SAFETY: the kernel has just opened it for an accept, and told only us.
     unsafe { OwnedFd::from_raw_fd(descriptor.cast_signed()) }
-}
-
-fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: takes integers only; for a number that is not open it fails.
-    let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: made by the call above, and known to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

@@ -26,6 +26,7 @@ impl Role {
     pub(crate) fn start(name: &'static str, arguments: &[String]) -> Self {
         let mut child = Command::new(BINARY)
             .args(arguments)
+            .args(engine())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -200,6 +201,11 @@ impl Role {
         let from = log.len().saturating_sub(15);
         format!("--- log of {} ({} lines, the last {}):\n{}", self.name, log.len(), log.len() - from, log[from..].join("\n"))
     }
+}
+
+/// The arguments that choose the engine of this run (`ZHWKPROX_ENGINE`), none where it is not set.
+fn engine() -> Vec<String> {
+    std::env::var("ZHWKPROX_ENGINE").map_or_else(|_| Vec::new(), |name| vec!["--engine".to_owned(), name])
 }
 
 impl Drop for Role {
