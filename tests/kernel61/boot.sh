@@ -14,7 +14,7 @@ cache=target/kernel61
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 root="$work/root"
-# It takes two to three minutes, and ten beside other work at a load of nine.
+# It takes two to ten minutes, and ten beside other work at a load of nine.
 limit_s="${ZHWKPROX_BOOT_LIMIT_S:-1800}"
 
 main() {
