@@ -113,19 +113,22 @@ fn on_0x81_a_destinations_reset_is_a_reset_for_its_client_behind_every_byte_that
     let relay = Relay::usual();
     let mut bystander = open_echo(relay.socks, Origin::new().address()).unwrap();
     let at_once = Destination::serve(|stream, _| reset(stream));
-    let after_a_body = Destination::serve(|mut stream, _| {
+    let (sender, resets) = channel();
+    let sender = Mutex::new(sender);
+    let after_a_body = Destination::serve(move |mut stream, _| {
         send_pattern(&mut stream, SEED, 1, 150_000).unwrap();
         // A reset destroys what its sender's kernel still holds: it waits until the exit's has it all.
         while unsent(&stream) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
         reset(stream);
+        sender.lock().unwrap().send(()).unwrap();
     });
     for _ in 0..20 {
         // The connection was up, however short: it is opened, and then reset.
         match socks::open(relay.socks, at_once.address) {
             Ok(mut stream) => {
-                let (got, end) = within("the reset", PROMPTLY, || read_to_the_end(&mut stream));
+                let (got, end) = within("the reset of a flow that was just opened", PROMPTLY, || read_to_the_end(&mut stream));
                 assert_eq!((got.len(), end), (0, End::Reset));
             }
             Err(Refusal::Io(error)) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
@@ -136,10 +139,11 @@ fn on_0x81_a_destinations_reset_is_a_reset_for_its_client_behind_every_byte_that
         small_receive_buffer(&stream);
         std::thread::sleep(Duration::from_millis(20));
         check_pattern(&mut stream, SEED, 1, Some(150_000)).unwrap().unwrap();
-        let (rest, end) = within("the reset", PROMPTLY, || read_to_the_end(&mut stream));
+        resets.recv_timeout(WATCHDOG).expect("the destination resets when the exit has all of it");
+        let (rest, end) = within("the reset behind a body", PROMPTLY, || read_to_the_end(&mut stream));
         assert_eq!((rest.len(), end), (0, End::Reset));
+        crate::harness::traffic::round_trip(&mut bystander, b"unharmed").unwrap();
     }
-    crate::harness::traffic::round_trip(&mut bystander, b"unharmed").unwrap();
     crate::harness::traffic::close_echo(bystander).unwrap();
     relay.at_rest();
 }

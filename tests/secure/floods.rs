@@ -32,7 +32,9 @@ impl Flooded {
         let key = keys.write("key", 1);
         let good = entry(&[&key], &[]);
         let bad = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = exit(good.tunnel, &key, &["--dial", &bad.local_addr().unwrap().to_string()]);
+        // What is dialled in vain stays so, however long the flood takes.
+        let more = ["--connect-timeout", "10m", "--dial", &bad.local_addr().unwrap().to_string()];
+        let server = exit(good.tunnel, &key, &more);
         await_tunnels(&good.role, 1);
         let origin = Origin::new();
         let echo = open_echo(good.socks, origin.address()).unwrap();
