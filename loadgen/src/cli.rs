@@ -121,8 +121,8 @@ pub struct Common {
 #[derive(Debug, Args)]
 pub struct Compare {
     /// What to compare, the first with each other. Names: zhwkprox (0x81), zhwkprox/0x80, zhwkprox/tokio-uring (0x81 on the second engine),
-    /// each also as NAME=PATH and NAME:LABEL=PATH, shadowsocks-rust/aes-128-gcm,
-    /// shadowsocks-rust/2022-blake3-aes-128-gcm, shadowsocks-libev/aes-128-gcm, ssh, microsocks, direct; installed: all of these that are, but for the second engine
+    /// each also as NAME=PATH and NAME:LABEL=PATH, shadowsocks-rust/aes-128-gcm, shadowsocks-rust/2022-blake3-aes-128-gcm,
+    /// shadowsocks-libev/aes-128-gcm, ssh, microsocks, direct; installed: all of these that are, but for the second engine
     #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<String>,
     /// What they are to do

@@ -41,6 +41,7 @@ impl Made {
     pub fn hand_over(self, core: &mut Core) -> Option<Self> {
         let shard = core.board().fewest_tunnels(core.index());
         if self.peer != ACCEPTED || shard == core.index() || self.outbox.bytes() > 0 {
+            core.expect_tunnel();
             return Some(self);
         }
         let Some(descriptor) = core.detach(self.socket) else { return Some(self) };

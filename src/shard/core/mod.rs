@@ -145,6 +145,12 @@ impl Core {
         }
     }
 
+    /// A tunnel stays here: it counts from now on and not only when this turn's are published, or all that log in in one turn would stay.
+    pub fn expect_tunnel(&mut self) {
+        self.board.expect_tunnel(self.index);
+        self.published = (usize::MAX, usize::MAX);
+    }
+
     /// Asks or tells the control thread. It outlives the shards, so a failure means the process is ending.
     pub fn tell_control(&self, message: ToControl) {
         let _ = self.control.send(message);

@@ -13,7 +13,8 @@
 //! * the shard's view is the same as over [`super::ring`]: a socket is busy until the `Done` of each operation was handed over.
 //!
 //! What it does differently, by design: timers are of whole milliseconds, so a turn may sleep up to one longer than told; one turn hands
-//! over what one pass over the ready tasks finished, some sixty at most; slots are not lent to the kernel, so none is counted as that.
+//! over what one pass over the ready tasks finished, some sixty at most; slots are not lent to the kernel, so none is counted as that; a
+//! kernel that takes no entry for want of memory ends the process, for tokio-uring panics.
 
 mod finished;
 mod ladder;
