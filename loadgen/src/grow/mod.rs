@@ -19,6 +19,9 @@ use crate::spec::{Destinations, Spec, Via, Workload};
 /// Open files of a process beside those of its flows: listeners, rings, tunnels, logs.
 const FILES_BESIDE: u64 = 100;
 
+/// Echoes of each flow that a measurement should have: one of them may be cut off at its edges.
+const ECHOES_EACH: f64 = 10.0;
+
 /// Measures what was asked.
 ///
 /// # Errors
@@ -33,8 +36,28 @@ pub fn grow(asked: &Grow) -> Result<Record, String> {
         eprintln!("warning: {doubt}");
     }
     let mut record = take_turns(&Turns { targets, works, rounds: asked.rounds, core: asked.target_core }, &asked.common)?;
+    for doubt in rough(&record) {
+        eprintln!("warning: {doubt}");
+        record.doubts.push(doubt);
+    }
     record.doubts.extend(doubt);
     Ok(record)
+}
+
+/// Where a flow had so few echoes that those cut at the edges of the measurement weigh.
+fn rough(record: &Record) -> Vec<String> {
+    let mut doubts = Vec::new();
+    for entry in &record.entries {
+        let each = entry.outcome.operations as f64 / entry.outcome.flows.max(1) as f64;
+        if each < ECHOES_EACH && entry.outcome.faults.is_empty() {
+            let (target, work, round) = (&entry.target, &entry.work, entry.round + 1);
+            let seconds = entry.outcome.seconds;
+            doubts.push(format!(
+                "{target}, {work}, round {round}: {each:.1} echoes of each flow in {seconds:.1} s, expected {ECHOES_EACH}: rough"
+            ));
+        }
+    }
+    doubts
 }
 
 /// The numbers of flows for which `limit` open files are enough, and what is said when not all were. A flow takes two, at a relay as in
@@ -68,6 +91,22 @@ fn work(asked: &Grow, axis: Axis, flows: u64, size: usize) -> Result<Work, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_with_few_echoes_of_each_flow_is_rough() {
+        let outcome = crate::run::Outcome { seconds: 2.0, flows: 100, operations: 1000, ..Default::default() };
+        let entry = |round, operations| crate::record::Entry {
+            target: "direct".to_owned(),
+            version: String::new(),
+            work: "echo".to_owned(),
+            measure: crate::record::Measure::CpuPerOperation,
+            step: None,
+            round,
+            outcome: crate::run::Outcome { operations, ..outcome.clone() },
+        };
+        let record = Record { entries: vec![entry(0, 1000), entry(1, 990)], ..Record::default() };
+        assert_eq!(rough(&record), ["direct, echo, round 2: 9.9 echoes of each flow in 2.0 s, expected 10: rough"]);
+    }
 
     #[test]
     fn flows_go_as_far_as_open_files_do_and_what_does_not_is_said() {
