@@ -42,6 +42,8 @@ pub enum Command {
     },
     /// Start relays one after the other and put them side by side
     Compare(Compare),
+    /// Measure how the CPU of an echo grows with the number of flows and with the size of the message
+    Grow(Grow),
     /// Print the table of runs that were kept with --json
     Table {
         /// The files; their measurements are taken together
@@ -152,6 +154,38 @@ pub struct Compare {
     /// Operations per second for echo, connect and mixed, started at fixed times
     #[arg(long)]
     pub rate: Option<f64>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub common: Common,
+}
+
+/// How cost grows.
+#[derive(Debug, Args)]
+pub struct Grow {
+    /// What to measure: the names of `loadgen compare`
+    #[arg(required = true, value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// The numbers of flows, with messages of --size; what the limit of open files does not allow becomes the most that it does
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100, 1000, 10_000])]
+    pub flows: Vec<u64>,
+    /// The sizes of a message in bytes, on --echo-flows flows
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096, 16384, 65536])]
+    pub sizes: Vec<usize>,
+    /// Bytes of a message while the flows grow
+    #[arg(long, default_value_t = 64)]
+    pub size: usize,
+    /// Flows while the size grows
+    #[arg(long, default_value_t = 64)]
+    pub echo_flows: u64,
+    /// How often, taking turns at each step
+    #[arg(long, default_value_t = 3)]
+    pub rounds: usize,
+    /// The core for what is measured [default: the last that may be used]
+    #[arg(long)]
+    pub target_core: Option<usize>,
+    /// Destinations, at 127.0.1.1 and following: with one, a relay could run out of ports
+    #[arg(long, default_value_t = 16)]
+    pub destinations: usize,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub common: Common,

@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Phase {
-    /// Flows are opened and may begin; nothing counts.
+    /// Flows are opened, and begin; nothing counts.
     Opening,
     /// What is done counts.
     Measuring,
@@ -47,6 +47,8 @@ pub struct Shared {
     pub opened: AtomicU64,
     /// Flows that could not be opened at the start.
     pub failed: AtomicU64,
+    /// Flows that are open from end to end, or have ended before they were.
+    pub ready: AtomicU64,
     /// Flows at work.
     pub working: AtomicU64,
     /// One above the highest number of a flow.
@@ -80,6 +82,8 @@ pub struct Client {
     pub tasks: Tasks,
     /// Wakes those who wait for the last phase.
     pub last: Notify,
+    /// Wakes those who wait until all flows are ready.
+    all_ready: Notify,
     watched: RefCell<Vec<Weak<Flow>>>,
     destinations: Vec<SocketAddr>,
     headers: bool,
@@ -98,6 +102,7 @@ pub struct Flow {
     pub bulk: bool,
     /// Whether it waits for the other end, so that standing still is a fault.
     pub waiting: Cell<bool>,
+    ready: Cell<bool>,
     ending: Cell<Ending>,
     moved: Cell<u64>,
     moved_at: Cell<Instant>,
@@ -117,7 +122,7 @@ impl Shared {
     pub fn new() -> Self {
         let zero = || AtomicU64::new(0);
         let faults = Mutex::default();
-        Self { phase: AtomicU8::new(0), opened: zero(), failed: zero(), working: zero(), numbers: zero(), faults }
+        Self { phase: AtomicU8::new(0), opened: zero(), failed: zero(), ready: zero(), working: zero(), numbers: zero(), faults }
     }
 
     /// Where the measurement stands.
@@ -129,6 +134,12 @@ impl Shared {
             2 => Phase::Last,
             _ => Phase::Stop,
         }
+    }
+
+    /// Whether each of `all` flows is ready, or could not be opened.
+    #[must_use]
+    pub fn all_ready(&self, all: u64) -> bool {
+        self.ready.load(Ordering::Relaxed) + self.failed.load(Ordering::Relaxed) >= all
     }
 
     /// Goes on to `phase`.
@@ -149,8 +160,8 @@ impl Client {
     pub fn new(spec: Arc<Spec>, shared: Arc<Shared>, counters: Arc<Counters>, destinations: Vec<SocketAddr>, headers: bool) -> Rc<Self> {
         // From 1 ns on, resized as needed, three digits.
         let latency = RefCell::new(Histogram::new(3).unwrap_or_else(|error| unreachable!("three digits are allowed: {error}")));
-        let (tasks, last, watched) = (Tasks::default(), Notify::new(), RefCell::default());
-        Rc::new(Self { spec, shared, counters, latency, tasks, last, watched, destinations, headers })
+        let (tasks, last, all_ready, watched) = (Tasks::default(), Notify::new(), Notify::new(), RefCell::default());
+        Rc::new(Self { spec, shared, counters, latency, tasks, last, all_ready, watched, destinations, headers })
     }
 
     /// Opens flow `number`, as far as the proxy's consent. What fails is noted.
@@ -171,6 +182,7 @@ impl Client {
             destination,
             bulk: workload.is_bulk(),
             waiting: Cell::new(true),
+            ready: Cell::new(false),
             ending: Cell::new(Ending::No),
             moved: Cell::new(0),
             moved_at: Cell::new(Instant::now()),
@@ -228,6 +240,30 @@ impl Client {
         }
     }
 
+    /// Notes that `flow` is ready, or never will be.
+    pub fn ready(&self, flow: &Flow) {
+        if !flow.ready.replace(true) {
+            self.shared.ready.fetch_add(1, Ordering::Relaxed);
+            self.wake_when_all_are_ready();
+        }
+    }
+
+    /// Waits until all flows are ready: those that are would take the relay's time from those that are not, and 10,000 would never be.
+    pub async fn await_all(&self, flow: &Flow) {
+        if !self.shared.all_ready(self.spec.all_flows()) && self.goes_on() {
+            flow.waiting.set(false);
+            self.all_ready.notified().await;
+            flow.waiting.set(true);
+        }
+    }
+
+    /// Wakes this thread's flows; those of other threads learn it from their watchdog.
+    pub fn wake_when_all_are_ready(&self) {
+        if self.shared.all_ready(self.spec.all_flows()) || !self.goes_on() {
+            self.all_ready.notify_waiters();
+        }
+    }
+
     /// Whether flows are to go on.
     #[must_use]
     pub fn goes_on(&self) -> bool {
@@ -241,6 +277,7 @@ impl Client {
             let phase = self.shared.phase();
             let last_words = phase >= Phase::Last && was < Phase::Last;
             self.look(Instant::now(), last_words);
+            self.wake_when_all_are_ready();
             if last_words {
                 self.last.notify_waiters();
             }

@@ -11,6 +11,7 @@ pub mod client;
 pub mod compare;
 pub mod destination;
 pub mod fault;
+pub mod grow;
 pub mod latency;
 pub mod machine;
 pub mod measure;

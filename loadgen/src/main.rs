@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use loadgen::cli::{Cli, Command, Common, Load};
 use loadgen::compare::compare;
+use loadgen::grow::grow;
 use loadgen::machine::{self, Machine};
 use loadgen::measure::measure;
 use loadgen::plot::plot;
@@ -39,10 +40,8 @@ fn main() -> ExitCode {
         Command::Idle(load) => single(&load, Workload::Idle),
         Command::Mixed(load) => single(&load, Workload::Mixed),
         Command::Destination { listen } => destination::serve_forever(&listen).map(|()| 0).map_err(Stop::from),
-        Command::Compare(asked) => compare(&asked).map_err(Stop::Wrong).and_then(|record| {
-            show(&record, &asked.common)?;
-            Ok(record.faults())
-        }),
+        Command::Compare(asked) => shown(compare(&asked), &asked.common),
+        Command::Grow(asked) => shown(grow(&asked), &asked.common),
         Command::Table { files, plot } => again(&files, plot.as_deref()).map(|()| 0).map_err(Stop::from),
     };
     match done {
@@ -75,6 +74,13 @@ fn single(load: &Load, workload: Workload) -> Result<usize, Stop> {
     let target = load.socks.or(load.forwarder).map_or_else(|| "direct".to_owned(), |at| at.to_string());
     record.entries = measure(&spec, load.bulk_flows, &target, "", 0)?;
     show(&record, &load.common)?;
+    Ok(record.faults())
+}
+
+/// What targets were measured at. Gives the number of faults.
+fn shown(record: Result<Record, String>, common: &Common) -> Result<usize, Stop> {
+    let record = record.map_err(Stop::Wrong)?;
+    show(&record, common)?;
     Ok(record.faults())
 }
 

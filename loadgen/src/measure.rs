@@ -21,6 +21,7 @@ pub fn measure(spec: &Spec, bulk_flows: u64, target: &str, version: &str, round:
         version: version.to_owned(),
         work,
         measure,
+        step: None,
         round,
         outcome,
     };
@@ -51,7 +52,7 @@ fn headline(workload: Workload) -> Measure {
 }
 
 /// The work in words: what makes two measurements comparable.
-fn describe(spec: &Spec, name: &str) -> String {
+pub(crate) fn describe(spec: &Spec, name: &str) -> String {
     use crate::spec::Destinations;
     let places = match &spec.destinations {
         Destinations::Here(1) | Destinations::Plain(_) => String::new(),

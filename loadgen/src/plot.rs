@@ -1,10 +1,11 @@
-//! The picture: for each work the targets' headline numbers as bars, with a line from the least to the most. Made from a [`Record`] only.
+//! The picture of a comparison: for each work the targets' headline numbers as bars, with a line from the least to the most. Made from a [`Record`] only.
 
 use std::error::Error;
 use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::grow;
 use crate::record::Record;
 use crate::verdict::{Sample, digits};
 
@@ -14,7 +15,8 @@ const BAR_ROOM: f64 = 430.0;
 const ROW: i32 = 22;
 const HEAD: i32 = 34;
 
-const OURS: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
+/// The first target's colour.
+pub(crate) const OURS: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 const OTHERS: RGBColor = RGBColor(0xa0, 0xa8, 0xb0);
 
 /// What is drawn of one work.
@@ -23,11 +25,18 @@ struct Panel<'a> {
     rows: Vec<(&'a str, Sample)>,
 }
 
-/// Draws `record` into an SVG file.
+/// Draws `record` into an SVG file: bars, or curves when what was measured are rows of steps.
 ///
 /// # Errors
-/// When there is nothing to draw, or the file cannot be written.
+/// When there is nothing to draw, or too much, or the file cannot be written.
 pub fn plot(record: &Record, file: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let steps = record.entries.iter().filter(|entry| entry.step.is_some()).count();
+    if steps == record.entries.len() && steps > 0 {
+        return grow::plot(record, file);
+    }
+    if steps > 0 {
+        return Err("a comparison and a row of steps do not go into one picture: draw them one by one".into());
+    }
     let panels = panels(record);
     if panels.is_empty() {
         return Err("nothing to draw: no process was accounted".into());

@@ -38,10 +38,34 @@ pub struct Entry {
     pub work: String,
     /// Which of its numbers counts first.
     pub measure: Measure,
+    /// Its place, if it is one of a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
     /// The round.
     pub round: usize,
     /// What was found.
     pub outcome: Outcome,
+}
+
+/// A measurement's place in a row in which one number grows and all others stay.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// The work, without the number that grows.
+    pub row: String,
+    /// Which number grows.
+    pub axis: Axis,
+    /// What it is here.
+    pub at: u64,
+}
+
+/// The number that grows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Axis {
+    /// Flows at the same time.
+    Flows,
+    /// Bytes of a message.
+    Size,
 }
 
 /// The number that a workload is judged by. Less is better, always.
@@ -111,12 +135,12 @@ impl Record {
         serde_json::to_string_pretty(self).map_err(io::Error::other)
     }
 
-    /// The works and the targets, each in the order of appearance.
+    /// The works, but for those of a row of steps, and all targets, each in the order of appearance.
     #[must_use]
     pub fn works_and_targets(&self) -> (Vec<&str>, Vec<&str>) {
         let (mut works, mut targets) = (Vec::new(), Vec::new());
         for entry in &self.entries {
-            if !works.contains(&entry.work.as_str()) {
+            if entry.step.is_none() && !works.contains(&entry.work.as_str()) {
                 works.push(&entry.work);
             }
             if !targets.contains(&entry.target.as_str()) {
@@ -126,10 +150,10 @@ impl Record {
         (works, targets)
     }
 
-    /// The measurements of one target at one work.
+    /// The measurements of one target at one work, but for those of a row of steps.
     #[must_use]
     pub fn of(&self, work: &str, target: &str) -> Vec<&Entry> {
-        self.entries.iter().filter(|entry| entry.work == work && entry.target == target).collect()
+        self.entries.iter().filter(|entry| entry.step.is_none() && entry.work == work && entry.target == target).collect()
     }
 
     /// How many faults all measurements had.

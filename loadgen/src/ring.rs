@@ -19,7 +19,7 @@ use tokio_uring::{OneshotOutputTransform, Runtime, UnsubmittedOneshot};
 const ENTRIES: u32 = 64;
 
 /// Completions that fit: more than this thread ever has under way in a step, so that the kernel need not set any aside.
-const COMPLETIONS: u32 = 16384;
+const COMPLETIONS: u32 = 32768;
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 4096;

@@ -238,7 +238,7 @@ async fn thread(plan: &Plan, counters: Arc<Counters>, index: usize, threads: usi
 
 /// Opens every `step`th flow from `first` on, one after the other, and sets each to work.
 async fn open(client: Rc<Client>, first: u64, step: u64) {
-    let all = client.spec.flows + client.spec.bulk_beside;
+    let all = client.spec.all_flows();
     let mut number = first;
     while number < all && client.goes_on() {
         let workload = if number < client.spec.flows { client.spec.workload } else { Workload::BulkDown };
@@ -252,6 +252,7 @@ async fn open(client: Rc<Client>, first: u64, step: u64) {
             });
         } else {
             client.shared.failed.fetch_add(1, Ordering::Relaxed);
+            client.wake_when_all_are_ready();
         }
         number += step;
     }
@@ -259,15 +260,9 @@ async fn open(client: Rc<Client>, first: u64, step: u64) {
 
 fn conduct(plan: &Plan, threads: &[Thread], progress: &mut dyn FnMut(Progress)) -> io::Result<(Moment, Moment, Vec<Fault>)> {
     let (spec, shared) = (&plan.spec, &plan.shared);
-    let all = spec.flows + spec.bulk_beside;
-    loop {
-        let (opened, failed) = (shared.opened.load(Ordering::Relaxed), shared.failed.load(Ordering::Relaxed));
-        progress(Progress::Opening(opened, all));
-        // An idle flow is open when it has had its exchange.
-        let exchanged = spec.workload != Workload::Idle || operations(threads) >= opened || !lock(&shared.faults).is_empty();
-        if opened + failed == all && exchanged {
-            break;
-        }
+    let all = spec.all_flows();
+    while !shared.all_ready(all) {
+        progress(Progress::Opening(shared.ready.load(Ordering::Relaxed), all));
         std::thread::sleep(LOOK);
     }
     if shared.opened.load(Ordering::Relaxed) == 0 {

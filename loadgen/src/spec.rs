@@ -124,6 +124,12 @@ impl Spec {
         }
     }
 
+    /// How many flows, with those of bulk beside.
+    #[must_use]
+    pub fn all_flows(&self) -> u64 {
+        self.flows + self.bulk_beside
+    }
+
     /// Bytes of one send of a bulk flow: as typed when bulk is what is measured, as usual when it runs beside.
     #[must_use]
     pub fn bulk_size(&self) -> usize {

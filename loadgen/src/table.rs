@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::grow;
 use crate::latency::Latency;
 use crate::record::{Entry, Measure, Record};
 use crate::run::Outcome;
@@ -15,6 +16,7 @@ const FAULTS_SHOWN: usize = 5;
 pub fn table(record: &Record) -> String {
     let mut out = String::new();
     let (works, targets) = record.works_and_targets();
+    out.push_str(&grow::tables(record, &targets));
     for work in works {
         let rows = rows(record, work, &targets);
         // Writing into a string cannot fail.
@@ -93,9 +95,9 @@ fn rows(record: &Record, work: &str, targets: &[&str]) -> Vec<Vec<String>> {
 }
 
 /// A column beside the headline: the median of a number that not every outcome has.
-struct Column {
-    name: &'static str,
-    value: fn(&Outcome) -> Option<f64>,
+pub(crate) struct Column {
+    pub(crate) name: &'static str,
+    pub(crate) value: fn(&Outcome) -> Option<f64>,
 }
 
 /// What stands first where memory is the headline.
@@ -104,7 +106,8 @@ const COLUMNS_OF_MEMORY: &[Column] = &[
     Column { name: "all KiB/flow", value: |o| accounted(o, o.usage.rss_bytes as f64 / 1024.0 / o.flows as f64) },
 ];
 
-const COLUMNS: &[Column] = &[
+/// The columns of every workload.
+pub(crate) const COLUMNS: &[Column] = &[
     Column { name: "MB/s", value: |o| (o.bulk_bytes() > 0).then(|| o.bulk_bytes() as f64 / o.seconds / 1e6) },
     Column { name: "op/s", value: |o| (o.operations > 0).then(|| o.operations as f64 / o.seconds) },
     Column { name: "p50 µs", value: |o| of_latency(o, |l| l.p50) },
@@ -130,7 +133,7 @@ fn accounted(outcome: &Outcome, number: f64) -> Option<f64> {
 }
 
 /// A markdown table whose columns are as wide as their widest cell; the first to the left, the others to the right.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

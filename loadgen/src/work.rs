@@ -21,6 +21,9 @@ struct Schedule {
 
 /// Lets an opened flow work until it is to end.
 pub async fn work(client: Rc<Client>, flow: Rc<Flow>, workload: Workload) {
+    if !matches!(workload, Workload::Echo | Workload::Mixed | Workload::Idle) {
+        client.ready(&flow);
+    }
     match workload {
         Workload::BulkDown => take_down(&client, &flow, Task::Down).await,
         Workload::BulkUp => send_up(&client, &flow, true).await,
@@ -32,9 +35,15 @@ pub async fn work(client: Rc<Client>, flow: Rc<Flow>, workload: Workload) {
                 take_down_from(&client, &flow).await;
             }
         }
-        Workload::Echo | Workload::Mixed => echo(&client, &flow).await,
+        Workload::Echo | Workload::Mixed => {
+            echo(&client, &flow).await;
+            client.ready(&flow);
+        }
         Workload::Connect => connect(&client, flow).await,
-        Workload::Idle => idle(&client, &flow).await,
+        Workload::Idle => {
+            idle(&client, &flow).await;
+            client.ready(&flow);
+        }
     }
 }
 
@@ -84,11 +93,14 @@ async fn send_up(client: &Rc<Client>, flow: &Rc<Flow>, hello: bool) {
     }
 }
 
+/// One exchange, to have the flow open from end to end; when all are, one after the other.
 async fn echo(client: &Rc<Client>, flow: &Rc<Flow>) {
-    let mut schedule = Schedule::of(client, flow);
     let mut hello = client.hello(flow, Task::Echo);
-    let mut buffer = Vec::new();
-    let mut offset = 0;
+    let Some(mut buffer) = exchange(client, flow, &mut hello, Vec::new(), 0).await else { return };
+    client.ready(flow);
+    client.await_all(flow).await;
+    let mut schedule = Schedule::of(client, flow);
+    let mut offset = client.spec.size as u64;
     while client.goes_on() {
         let Some(started) = schedule.start(client, flow).await else { return };
         let Some(back) = exchange(client, flow, &mut hello, buffer, offset).await else { return };
@@ -127,14 +139,13 @@ async fn idle(client: &Rc<Client>, flow: &Rc<Flow>) {
     let last = client.last.notified();
     let Some(buffer) = exchange(client, flow, &mut hello, Vec::new(), 0).await else { return };
     flow.waiting.set(false);
-    client.counters.operations.fetch_add(1, Ordering::Relaxed);
+    client.ready(flow);
     if client.goes_on() {
         last.await;
     }
     flow.waiting.set(true);
-    if exchange(client, flow, &mut hello, buffer, client.spec.size as u64).await.is_some() {
-        client.counters.operations.fetch_add(1, Ordering::Relaxed);
-    }
+    // What fails is noted where it fails.
+    let _went = exchange(client, flow, &mut hello, buffer, client.spec.size as u64).await;
 }
 
 async fn say_hello(client: &Rc<Client>, flow: &Rc<Flow>, task: Task) -> bool {

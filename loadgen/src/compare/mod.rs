@@ -11,10 +11,11 @@ use std::io;
 pub use process::{Running, free_port};
 pub use target::Target;
 
-use crate::cli::{self, Compare};
+use crate::cli::{self, Common, Compare};
 use crate::machine::{self, Machine};
-use crate::measure::measure;
-use crate::record::Record;
+use crate::measure::{describe, measure};
+use crate::procs::Usage;
+use crate::record::{Record, Step};
 use crate::spec::{Destinations, Spec, Via, Workload};
 
 /// Flows of bulk beside the echoes of `mixed`.
@@ -26,9 +27,41 @@ const BULK_BESIDE: u64 = 4;
 /// When it was typed wrongly. A target that does not come up, or cannot be measured, is said in the record's doubts.
 pub fn compare(asked: &Compare) -> Result<Record, String> {
     let targets = Target::parse(&asked.targets)?;
-    let core = asked.target_core.or_else(|| machine::cores().last().copied()).unwrap_or(0);
-    let specs: Vec<Spec> = asked.workloads.iter().map(|workload| spec(asked, *workload)).collect::<Result<_, _>>()?;
-    let (machine, own) = (Machine::here(), asked.common.own_cores());
+    let works: Vec<Work> =
+        asked.workloads.iter().map(|workload| Ok(Work { spec: spec(asked, *workload)?, step: None })).collect::<Result<_, String>>()?;
+    take_turns(&Turns { targets, works, rounds: asked.rounds, core: asked.target_core }, &asked.common)
+}
+
+/// What targets take turns at.
+#[derive(Debug)]
+pub struct Turns {
+    /// Who.
+    pub targets: Vec<Target>,
+    /// What each does, one after the other.
+    pub works: Vec<Work>,
+    /// How often.
+    pub rounds: usize,
+    /// The core for what is measured; without it the last that may be used.
+    pub core: Option<usize>,
+}
+
+/// A measurement, and its step if it is one of a row.
+#[derive(Debug)]
+pub struct Work {
+    /// What is measured; how it gets there, its seed and its processes are set with each turn.
+    pub spec: Spec,
+    /// Its step.
+    pub step: Option<Step>,
+}
+
+/// Has each work done by each target in turn, in rounds.
+///
+/// # Errors
+/// When the cores cannot be had. A target that does not come up, or cannot be measured, is said in the record's doubts.
+pub fn take_turns(turns: &Turns, common: &Common) -> Result<Record, String> {
+    let targets = &turns.targets;
+    let core = turns.core.or_else(|| machine::cores().last().copied()).unwrap_or(0);
+    let (machine, own) = (Machine::here(), common.own_cores());
     let doubts = machine.doubts(&own, Some(core));
     machine::pin(&own).map_err(|error| error.to_string())?;
     for doubt in &doubts {
@@ -36,16 +69,17 @@ pub fn compare(asked: &Compare) -> Result<Record, String> {
     }
     let mut record = Record::start(machine, doubts);
     let versions: Vec<String> = targets.iter().map(Target::version).collect();
-    let mut seed = asked.common.seed();
-    for round in 0..asked.rounds.max(1) {
-        for spec in &specs {
+    let mut seed = common.seed();
+    for round in 0..turns.rounds.max(1) {
+        for work in &turns.works {
             for turn in 0..targets.len() {
                 let index = (turn + round) % targets.len();
                 // `mixed` takes two.
                 seed = seed.wrapping_add(2);
-                let spec = Spec { seed, ..spec.clone() };
-                if let Err(error) = one(&mut record, &targets[index], &versions[index], &spec, round, core) {
-                    let doubt = format!("{}, {}, round {}: {error}", targets[index].name, spec.workload.name(), round + 1);
+                let work = Work { spec: Spec { seed, ..work.spec.clone() }, step: work.step.clone() };
+                if let Err(error) = one(&mut record, &targets[index], &versions[index], &work, round, core) {
+                    let what = describe(&work.spec, work.spec.workload.name());
+                    let doubt = format!("{}, {what}, round {}: {error}", targets[index].name, round + 1);
                     eprintln!("warning: {doubt}");
                     record.doubts.push(doubt);
                 }
@@ -58,12 +92,25 @@ pub fn compare(asked: &Compare) -> Result<Record, String> {
     Ok(record)
 }
 
-fn one(record: &mut Record, target: &Target, version: &str, spec: &Spec, round: usize, core: usize) -> io::Result<()> {
-    let (running, via) = target.start(core)?;
+fn one(record: &mut Record, target: &Target, version: &str, work: &Work, round: usize, core: usize) -> io::Result<()> {
+    let (mut running, via) = target.start(core)?;
     let pids = if matches!(via, Via::Direct) { Vec::new() } else { running.pids() };
-    let spec = Spec { via, pids, ..spec.clone() };
-    record.entries.extend(measure(&spec, BULK_BESIDE, &target.name, version, round)?);
-    Ok(())
+    let spec = Spec { via, pids, ..work.spec.clone() };
+    let entries = measure(&spec, BULK_BESIDE, &target.name, version, round);
+    let dead = running.ended();
+    let mut entries = match (entries, &dead) {
+        (Err(_), Some(dead)) => return Err(io::Error::other(dead.clone())),
+        (entries, _) => entries?,
+    };
+    for entry in &mut entries {
+        entry.step.clone_from(&work.step);
+        if dead.is_some() {
+            // It took its numbers with it: what is left of them would be far too little.
+            entry.outcome.usage = Usage::default();
+        }
+    }
+    record.entries.extend(entries);
+    dead.map_or(Ok(()), |dead| Err(io::Error::other(dead)))
 }
 
 fn spec(asked: &Compare, workload: Workload) -> Result<Spec, String> {

@@ -80,9 +80,8 @@ impl Running {
         let patience = Instant::now() + START_PATIENCE;
         loop {
             let Err(why) = carries_a_byte(socks) else { return Ok(()) };
-            let ended = self.children.iter_mut().find_map(|(name, child)| Some((name.clone(), child.try_wait().ok()??)));
-            if let Some((name, status)) = ended {
-                return Err(io::Error::other(format!("{name} has ended with {status}: {}", self.said(&name))));
+            if let Some(ended) = self.ended() {
+                return Err(io::Error::other(ended));
             }
             if Instant::now() > patience {
                 let said: Vec<_> = self.children.iter().map(|(name, _)| format!("{name}: {}", self.said(name))).collect();
@@ -90,6 +89,12 @@ impl Running {
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// Which of its processes has ended, how, and the last lines it said.
+    pub fn ended(&mut self) -> Option<String> {
+        let (name, status) = self.children.iter_mut().find_map(|(name, child)| Some((name.clone(), child.try_wait().ok()??)))?;
+        Some(format!("{name} has ended with {status}: {}", self.said(&name)))
     }
 
     fn said(&self, name: &str) -> String {

@@ -4,6 +4,7 @@
 
 mod command;
 mod finds;
+mod grow;
 mod proxy;
 mod servers;
 mod times;

@@ -65,15 +65,19 @@ impl Drop for Destination {
 pub(crate) fn socks(code: u8) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            thread::spawn(move || serve(client, code));
-        }
-    });
+    thread::spawn(move || serve_socks(&listener, code, |_| ()));
     at
 }
 
-fn serve(mut client: TcpStream, code: u8) {
+/// Serves SOCKS5 without end, calling `passes` with the length of each piece that is passed on.
+pub(crate) fn serve_socks(listener: &TcpListener, code: u8, passes: impl Fn(usize) + Clone + Send + 'static) {
+    for client in listener.incoming().flatten() {
+        let passes = passes.clone();
+        thread::spawn(move || serve(client, code, passes));
+    }
+}
+
+fn serve(mut client: TcpStream, code: u8, passes: impl Fn(usize) + Clone + Send + 'static) {
     let mut greeting = [0; 3];
     client.read_exact(&mut greeting).unwrap();
     assert_eq!(greeting, [5, 1, 0]);
@@ -91,8 +95,15 @@ fn serve(mut client: TcpStream, code: u8) {
     let ip = Ipv4Addr::new(request[4], request[5], request[6], request[7]);
     let server = TcpStream::connect((ip, u16::from_be_bytes([request[8], request[9]]))).unwrap();
     for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+        let passes = passes.clone();
         thread::spawn(move || {
-            let _ = std::io::copy(&mut from, &mut to);
+            let mut buffer = [0; 65536];
+            while let Ok(len @ 1..) = from.read(&mut buffer) {
+                passes(len);
+                if to.write_all(&buffer[..len]).is_err() {
+                    break;
+                }
+            }
             let _ = to.shutdown(std::net::Shutdown::Write);
         });
     }
