@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use crate::harness::dns::{Answer, Resolver};
 use crate::harness::relay::{exit_arguments, listens, start_entry};
 use crate::harness::traffic::works;
-use crate::harness::{Options, Role, WATCHDOG, await_some, heavy, quick};
+use crate::harness::{Options, Role, WATCHDOG, await_some, quick};
 
 #[test]
 fn servers_whose_inter_server_was_away_do_not_come_back_in_the_same_second() {
-    let _alone = heavy();
     let servers = if quick() { 20 } else { 40 };
     let options = Options::default().exit(&["--max-tunnels", "1", "--buffer-memory", "2MiB"]);
     let (_directory, key, mut entry, socks, tunnel) = start_entry(&options);

@@ -16,8 +16,8 @@ const LONG: Line = Line { rate: 25_000_000, delay: Duration::from_millis(40) };
 /// What a window of 256 KiB gives there: bytes per second.
 const WITHOUT_GROWTH: u64 = (256 << 10) * 1000 / 80;
 /// Time to grow, and time to look.
-const GROW: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_secs(3);
+const GROW: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A destination that sends without end, or takes and counts, as the first byte says.
 fn destination() -> (Destination, Arc<AtomicU64>) {
