@@ -145,6 +145,9 @@ pub struct Compare {
     /// Flows of echo
     #[arg(long, default_value_t = 64)]
     pub echo_flows: u64,
+    /// Flows of bulk beside the echoes of mixed
+    #[arg(long, default_value_t = 4)]
+    pub bulk_flows: u64,
     /// Flows of idle
     #[arg(long, default_value_t = 1000)]
     pub idle_flows: u64,

@@ -18,9 +18,6 @@ use crate::procs::Usage;
 use crate::record::{Record, Step};
 use crate::spec::{Destinations, Spec, Via, Workload};
 
-/// Flows of bulk beside the echoes of `mixed`.
-const BULK_BESIDE: u64 = 4;
-
 /// Runs the comparison.
 ///
 /// # Errors
@@ -28,7 +25,7 @@ const BULK_BESIDE: u64 = 4;
 pub fn compare(asked: &Compare) -> Result<Record, String> {
     let targets = Target::parse(&asked.targets)?;
     let works: Vec<Work> =
-        asked.workloads.iter().map(|workload| Ok(Work { spec: spec(asked, *workload)?, step: None })).collect::<Result<_, String>>()?;
+        asked.workloads.iter().map(|workload| Ok(Work::new(spec(asked, *workload)?, asked.bulk_flows))).collect::<Result<_, String>>()?;
     take_turns(&Turns { targets, works, rounds: asked.rounds, core: asked.target_core }, &asked.common)
 }
 
@@ -50,8 +47,18 @@ pub struct Turns {
 pub struct Work {
     /// What is measured; how it gets there, its seed and its processes are set with each turn.
     pub spec: Spec,
+    /// Flows of bulk beside its echoes, if it is `mixed`.
+    pub bulk_flows: u64,
     /// Its step.
     pub step: Option<Step>,
+}
+
+impl Work {
+    /// One that is no step of a row.
+    #[must_use]
+    pub const fn new(spec: Spec, bulk_flows: u64) -> Self {
+        Self { spec, bulk_flows, step: None }
+    }
 }
 
 /// Has each work done by each target in turn, in rounds.
@@ -76,7 +83,7 @@ pub fn take_turns(turns: &Turns, common: &Common) -> Result<Record, String> {
                 let index = (turn + round) % targets.len();
                 // `mixed` takes two.
                 seed = seed.wrapping_add(2);
-                let work = Work { spec: Spec { seed, ..work.spec.clone() }, step: work.step.clone() };
+                let work = Work { spec: Spec { seed, ..work.spec.clone() }, bulk_flows: work.bulk_flows, step: work.step.clone() };
                 if let Err(error) = one(&mut record, &targets[index], &versions[index], &work, round, core) {
                     let what = describe(&work.spec, work.spec.workload.name());
                     let doubt = format!("{}, {what}, round {}: {error}", targets[index].name, round + 1);
@@ -96,7 +103,7 @@ fn one(record: &mut Record, target: &Target, version: &str, work: &Work, round: 
     let (mut running, via) = target.start(core)?;
     let pids = if matches!(via, Via::Direct) { Vec::new() } else { running.pids() };
     let spec = Spec { via, pids, ..work.spec.clone() };
-    let entries = measure(&spec, BULK_BESIDE, &target.name, version, round);
+    let entries = measure(&spec, work.bulk_flows, &target.name, version, round);
     let dead = running.ended();
     let mut entries = match (entries, &dead) {
         (Err(_), Some(dead)) => return Err(io::Error::other(dead.clone())),

@@ -5,9 +5,10 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -128,12 +129,27 @@ fn end(child: &mut Child) {
     }
 }
 
-/// A port that is free now.
+/// Where ports are looked for: below those that kernels give to connections. One of these, of which an earlier target has left thousands, could
+/// be taken again between the look and the target's listening.
+const PORTS: Range<u16> = 20_000..32_000;
+
+/// A port that is free now, another one each time.
 ///
 /// # Errors
-/// Those of bind.
+/// Those of bind; all are in use.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let ports = PORTS.end - PORTS.start;
+    // Another loadgen begins elsewhere.
+    let first = u16::try_from(std::process::id() % u32::from(ports)).unwrap_or(0);
+    for _ in 0..ports {
+        let port = PORTS.start + (NEXT.fetch_add(1, Ordering::Relaxed) % ports + first) % ports;
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound.map(|_| port),
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 fn carries_a_byte(proxy: SocketAddr) -> io::Result<()> {

@@ -85,7 +85,7 @@ fn work(asked: &Grow, axis: Axis, flows: u64, size: usize) -> Result<Work, Strin
         Axis::Flows => (format!("echo of {size} B by flows, to {places} destinations"), flows),
         Axis::Size => (format!("echo by message size, {flows} flows to {places} destinations"), size as u64),
     };
-    Ok(Work { spec, step: Some(Step { row, axis, at }) })
+    Ok(Work { step: Some(Step { row, axis, at }), ..Work::new(spec, 0) })
 }
 
 #[cfg(test)]
