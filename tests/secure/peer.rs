@@ -144,7 +144,11 @@ impl Peer {
                 }
                 _ => {
                     let mut piece = [0; 65_536];
-                    let count = self.socket.read(&mut piece)?;
+                    let count = match self.socket.read(&mut piece) {
+                        // With a time-out set it is not begun again by itself.
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                        count => count?,
+                    };
                     if count == 0 {
                         assert!(self.received.is_empty(), "FIN inside a record");
                         return Ok(None);
