@@ -21,7 +21,7 @@ use zhwkprox::shard::inbox::Inbox;
 use zhwkprox::shard::io::{Done, Io, Kind, Op, Payload, SocketId, Token};
 use zhwkprox::shard::ring::Ring;
 
-use crate::support::Meter;
+use crate::support::meter::Meter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -12,8 +12,9 @@
 //!   stalls keeps memory of the heap, bounded by [`crate::limits::QUEUE_BYTES`], and not what others receive into;
 //! * the FIN goes out behind the last byte, once.
 
-use std::collections::VecDeque;
+mod queue;
 
+use self::queue::Queue;
 use crate::limits::SLOT_BYTES;
 use crate::mutants::{self, Mutant};
 use crate::shard::buffers::Chunk;
@@ -29,7 +30,7 @@ const GATHERED: usize = SLOT_BYTES;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    queue: VecDeque<Chunk>,
+    queue: Queue,
     /// Bytes in the queue and in the outstanding send.
     bytes: usize,
     outstanding: bool,
@@ -54,17 +55,11 @@ impl Outbox {
         }
         self.bytes += chunk.len();
         if chunk.len() <= GATHERED_CHUNK
-            && let Some(last) = self.queue.pop_back()
+            && let Some(last) = self.queue.back_mut().filter(|last| last.len() <= GATHERED_CHUNK || !last.holds_slot())
         {
-            if last.len() > GATHERED_CHUNK && last.holds_slot() {
-                self.queue.push_back(last);
-            } else {
-                let mut last = last.into_heap();
-                let taken = last.try_append(chunk.as_slice(), GATHERED);
-                self.queue.push_back(last);
-                if taken {
-                    return;
-                }
+            *last = std::mem::take(last).into_heap();
+            if last.try_append(chunk.as_slice(), GATHERED) {
+                return;
             }
         }
         self.queue.push_back(chunk);
@@ -104,10 +99,6 @@ impl Outbox {
             // A slot may wait inside the kernel only where most of it is filled and there are plenty.
             let wait = !chunk.holds_slot() || (chunk.len() > SLOT_BYTES / 2 && !core.slots_are_low());
             core.send(socket, chunk, wait);
-            if self.queue.is_empty() {
-                // Most sockets have nothing to send most of the time: the list goes, and costs less to make again than a kilobyte per flow.
-                self.queue = VecDeque::new();
-            }
         }
         self.let_go_of_slots(core);
     }
@@ -135,16 +126,17 @@ impl Outbox {
     /// To be called every few seconds: what waits and has not moved since the last time holds no slot from now on.
     pub fn look(&mut self) {
         if !std::mem::take(&mut self.has_moved) {
-            for chunk in &mut self.queue {
+            for chunk in self.queue.iter_mut() {
                 *chunk = std::mem::take(chunk).into_heap();
             }
+            self.queue.shrink();
         }
     }
 
     /// Copies out what waits behind the outstanding send and should not hold a slot meanwhile.
     pub fn let_go_of_slots(&mut self, core: &Core) {
         let low = core.slots_are_low();
-        for chunk in &mut self.queue {
+        for chunk in self.queue.iter_mut() {
             if chunk.holds_slot() && (low || chunk.len() <= SLOT_BYTES / 2) {
                 let here = std::mem::take(chunk);
                 *chunk = here.into_heap();

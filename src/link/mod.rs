@@ -12,7 +12,6 @@
 mod v80;
 mod v81;
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -238,11 +237,11 @@ pub trait Link: Debug {
     /// Sends what has been queued. Once per turn; `tunnel` is whose timers are set.
     fn flush(&mut self, core: &mut Core, tunnel: Key);
 
-    /// Takes the end of a send in; gives the flows that may go on.
+    /// Takes the end of a send in. Then ask [`Link::take_woken`].
     ///
     /// # Errors
     /// The socket's failure.
-    fn on_sent(&mut self, chunk: Chunk, result: Result<u32, Errno>, now: Time) -> Result<VecDeque<Key>, Errno>;
+    fn on_sent(&mut self, chunk: Chunk, result: Result<u32, Errno>, now: Time) -> Result<(), Errno>;
 
     /// Whether the kernel has everything that was to be sent.
     fn is_flushed(&self) -> bool;
@@ -258,8 +257,8 @@ pub trait Link: Debug {
     /// Has the flow woken when there is room.
     fn wait_for_room(&mut self, flow: Key);
 
-    /// The flows that may go on, if there is room.
-    fn take_woken(&mut self) -> VecDeque<Key>;
+    /// Puts the flows that may go on behind `woken`, if there is room.
+    fn take_woken(&mut self, woken: &mut Vec<Key>);
 
     // ---- time
 

@@ -298,12 +298,12 @@ impl Link for V80 {
         self.outbox.flush(core, self.socket);
     }
 
-    fn on_sent(&mut self, chunk: Chunk, result: Result<u32, Errno>, now: Time) -> Result<VecDeque<Key>, Errno> {
+    fn on_sent(&mut self, chunk: Chunk, result: Result<u32, Errno>, now: Time) -> Result<(), Errno> {
         self.outbox.on_sent(chunk, result)?;
         if let Some(original) = &mut self.original {
             original.on_sent(now);
         }
-        Ok(self.take_woken())
+        Ok(())
     }
 
     fn is_flushed(&self) -> bool {
@@ -318,8 +318,10 @@ impl Link for V80 {
         self.waiting.push_back(flow);
     }
 
-    fn take_woken(&mut self) -> VecDeque<Key> {
-        if !self.waiting.is_empty() && self.has_room() { std::mem::take(&mut self.waiting) } else { VecDeque::new() }
+    fn take_woken(&mut self, woken: &mut Vec<Key>) {
+        if self.has_room() {
+            woken.extend(self.waiting.drain(..));
+        }
     }
 
     // ---- time, with the author's programs

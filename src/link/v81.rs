@@ -177,8 +177,8 @@ impl V81 {
     }
 
     /// Takes from the queue what fits, and seals it.
-    fn seal_queue(&mut self) {
-        let mut gathered = Vec::new();
+    fn seal_queue(&mut self, core: &mut Core) {
+        let mut gathered = core.take_scratch();
         while self.outbox.bytes() + gathered.len() < SEALED {
             if self.session.has_control() {
                 if !self.session.poll_control(&mut gathered, GATHERED) || gathered.len() < GATHERED / 2 {
@@ -186,16 +186,17 @@ impl V81 {
                 }
             } else if let Some((stream, item)) = self.queue.pop_front() {
                 self.settled = self.settled.saturating_sub(1);
-                self.seal_item(stream, item, &mut gathered);
+                self.seal_item(core, stream, item, &mut gathered);
                 if gathered.len() < GATHERED {
                     continue;
                 }
             } else {
                 break;
             }
-            self.seal(&mut gathered);
+            self.seal(core, &mut gathered);
         }
-        self.seal(&mut gathered);
+        self.seal(core, &mut gathered);
+        core.put_scratch(gathered);
         if !self.session.has_control() {
             self.liveness.on_sealed(self.bytes_out);
             if self.is_finishing && self.queue.is_empty() {
@@ -204,11 +205,11 @@ impl V81 {
         }
     }
 
-    fn seal_item(&mut self, stream: u32, item: Item, gathered: &mut Vec<u8>) {
+    fn seal_item(&mut self, core: &Core, stream: u32, item: Item, gathered: &mut Vec<u8>) {
         match item {
             Item::Data(chunk) => {
                 self.queued -= chunk.len();
-                self.seal_data(stream, chunk, gathered);
+                self.seal_data(core, stream, chunk, gathered);
             }
             Item::Fin => {
                 if let Some(header) = self.session.finish(stream) {
@@ -224,19 +225,19 @@ impl V81 {
         }
     }
 
-    fn seal_data(&mut self, stream: u32, mut chunk: Chunk, gathered: &mut Vec<u8>) {
+    fn seal_data(&mut self, core: &Core, stream: u32, mut chunk: Chunk, gathered: &mut Vec<u8>) {
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let Some(header) = self.session.reserved(stream, length) else { return };
         let header = header.encode();
         if chunk.len() <= GATHERED_PAYLOAD || chunk.room() < TAG {
             if gathered.len() + header.len() + chunk.len() > PLAINTEXT_MAX {
-                self.seal(gathered);
+                self.seal(core, gathered);
             }
             gathered.extend_from_slice(&header);
             gathered.extend_from_slice(chunk.as_slice());
             return;
         }
-        self.seal(gathered);
+        self.seal(core, gathered);
         chunk.prepend(&header);
         let plaintext = chunk.as_mut_slice().expect("bytes from a flow's socket are in a slot that nobody shares");
         let (length, tag) = self.writer.seal(plaintext);
@@ -246,15 +247,15 @@ impl V81 {
     }
 
     /// Seals what has been gathered.
-    fn seal(&mut self, gathered: &mut Vec<u8>) {
+    fn seal(&mut self, core: &Core, gathered: &mut Vec<u8>) {
         if gathered.is_empty() {
             return;
         }
         let plaintext = gathered.len();
         gathered.extend_from_slice(&[0; TAG]);
-        let mut chunk = Chunk::copy_of(gathered);
+        let mut chunk = core.copy_of(gathered);
         gathered.clear();
-        let bytes = chunk.as_mut_slice().expect("a chunk of the heap's is not shared");
+        let bytes = chunk.as_mut_slice().expect("a copy is not shared");
         let (length, tag) = self.writer.seal(&mut bytes[..plaintext]);
         bytes[plaintext..].copy_from_slice(&tag);
         chunk.prepend(&length);
@@ -484,16 +485,16 @@ impl Link for V81 {
     }
 
     fn flush(&mut self, core: &mut Core, tunnel: Key) {
-        self.seal_queue();
+        self.seal_queue(core);
         self.outbox.flush(core, self.socket);
         self.let_go_of_slots(core);
         self.set_timer(core, tunnel);
     }
 
-    fn on_sent(&mut self, chunk: Chunk, result: Result<u32, Errno>, now: Time) -> Result<VecDeque<Key>, Errno> {
+    fn on_sent(&mut self, chunk: Chunk, result: Result<u32, Errno>, now: Time) -> Result<(), Errno> {
         self.outbox.on_sent(chunk, result)?;
         self.liveness.on_sent(self.bytes_out - self.outbox.bytes() as u64, now);
-        Ok(self.take_woken())
+        Ok(())
     }
 
     fn is_flushed(&self) -> bool {
@@ -515,14 +516,12 @@ impl Link for V81 {
 
     /// Streams share the tunnel in turns of one buffer: a few at a time, or those that come last would stand behind all others' buffers. Who
     /// has nothing to send after all must not hold up the rest, so when everything has left all go on.
-    fn take_woken(&mut self) -> VecDeque<Key> {
-        if self.waiting.is_empty() || !self.has_room() {
-            return VecDeque::new();
+    fn take_woken(&mut self, woken: &mut Vec<Key>) {
+        if !self.has_room() {
+            return;
         }
-        if self.queued_bytes() == 0 {
-            return std::mem::take(&mut self.waiting);
-        }
-        self.waiting.drain(..WOKEN.min(self.waiting.len())).collect()
+        let count = if self.queued_bytes() == 0 { self.waiting.len() } else { WOKEN.min(self.waiting.len()) };
+        woken.extend(self.waiting.drain(..count));
     }
 
     // ---- time

@@ -192,6 +192,8 @@ pub struct Relay<E> {
     idle: Vec<Key>,
     dirty_tunnels: Vec<Key>,
     dirty_flows: Vec<Key>,
+    /// Flows for which a tunnel has room again, before they are told.
+    woken: Vec<Key>,
     abandoned: Vec<E>,
     bytes_before: (u64, u64),
     has_openings: bool,
@@ -216,6 +218,7 @@ impl<E> Relay<E> {
             idle: Vec::new(),
             dirty_tunnels: Vec::new(),
             dirty_flows: Vec::new(),
+            woken: Vec::new(),
             abandoned: Vec::new(),
             bytes_before: (0, 0),
             has_openings: false,
@@ -228,7 +231,8 @@ impl<E> Relay<E> {
     /// Sends everything that was queued in this turn.
     pub fn flush(&mut self, core: &mut Core) {
         self.relieve(core);
-        for tunnel in std::mem::take(&mut self.dirty_tunnels) {
+        let mut dirty = std::mem::take(&mut self.dirty_tunnels);
+        for tunnel in dirty.drain(..) {
             if let Some(here) = self.tunnels.get_mut(tunnel) {
                 here.is_dirty = false;
                 here.link.flush(core, tunnel);
@@ -236,12 +240,15 @@ impl<E> Relay<E> {
             // A stream's last frame is its end: what is on the tunnel may be less now.
             self.look_at(core, tunnel);
         }
-        for flow in std::mem::take(&mut self.dirty_flows) {
+        use_again(&mut self.dirty_tunnels, dirty);
+        let mut dirty = std::mem::take(&mut self.dirty_flows);
+        for flow in dirty.drain(..) {
             if let Some(here) = self.flows.get_mut(flow) {
                 here.is_dirty = false;
                 self.flush_flow(core, flow);
             }
         }
+        use_again(&mut self.dirty_flows, dirty);
     }
 
     fn flush_flow(&mut self, core: &mut Core, flow: Key) {
@@ -316,6 +323,12 @@ impl<E> Relay<E> {
             state.bytes_to_tunnels += bytes_out;
         }
     }
+}
+
+/// Keeps the memory of a list that was worked off for what has come to it meanwhile, so that a turn does not allocate.
+fn use_again(list: &mut Vec<Key>, mut emptied: Vec<Key>) {
+    emptied.append(list);
+    *list = emptied;
 }
 
 impl<E> Flow<E> {

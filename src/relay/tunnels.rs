@@ -1,11 +1,10 @@
 //! Tunnels in use: what they say, what they have room for, and what their loss does to the flows on them.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use tracing::debug;
 
-use super::{BLOCKED, DISCARDING, ENDING, Lost, Notice, Reading, Relay, Tunnel};
+use super::{BLOCKED, DISCARDING, ENDING, Lost, Notice, Reading, Relay, Tunnel, use_again};
 use crate::limits;
 use crate::link::{LINK_TIMER, Link, LinkEvent, LinkFault, Pressure, Why};
 use crate::protocol::Side;
@@ -128,18 +127,19 @@ impl<E> Relay<E> {
             self.leaving.on_sent(core, tunnel, chunk, result);
             return Ok(());
         };
-        let woken = here.link.on_sent(chunk, result, core.now())?;
+        here.link.on_sent(chunk, result, core.now())?;
+        here.link.take_woken(&mut self.woken);
         here.link.flush(core, tunnel);
         self.look_at(core, tunnel);
-        self.wake(core, woken);
         Ok(())
     }
 
-    /// There is room for what these flows have to send.
-    fn wake(&mut self, core: &mut Core, flows: VecDeque<Key>) {
+    /// There is room for what the woken flows have to send.
+    fn wake(&mut self, core: &mut Core) {
+        let mut woken = std::mem::take(&mut self.woken);
         // A full tunnel takes no new flow either.
-        self.has_openings |= !flows.is_empty();
-        for flow in flows {
+        self.has_openings |= !woken.is_empty();
+        for flow in woken.drain(..) {
             if let Some(flow) = self.flows.get_mut(flow)
                 && flow.reading == Reading::WaitingForRoom
             {
@@ -147,6 +147,7 @@ impl<E> Relay<E> {
             }
             self.read_on(core, flow);
         }
+        use_again(&mut self.woken, woken);
     }
 
     /// The end of this tunnel is all that can tell the peer of a flow that was cut. It ends in order: our FIN goes behind what is queued, and
@@ -340,7 +341,7 @@ impl<E> Relay<E> {
         } else if here.link.discarding_since().is_none() {
             core.cancel_timer(&mut here.discarding_timer);
         }
-        let woken = here.link.take_woken();
-        self.wake(core, woken);
+        here.link.take_woken(&mut self.woken);
+        self.wake(core);
     }
 }

@@ -78,6 +78,7 @@ pub struct Core {
     stale: u64,
     handed_over: u64,
     published: (usize, usize),
+    scratch: Vec<u8>,
 }
 
 impl std::fmt::Debug for Core {
@@ -109,6 +110,7 @@ impl Core {
             stale: 0,
             handed_over: 0,
             published: (0, 0),
+            scratch: Vec::new(),
         }
     }
 
@@ -185,6 +187,17 @@ impl Core {
         state.sockets = count(self.entries.iter().filter(open).count());
         state.stale_completions = self.stale;
         state.handed_over = self.handed_over;
+    }
+
+    /// An empty buffer that one caller at a time puts bytes together in: it keeps its memory from turn to turn.
+    pub fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.scratch)
+    }
+
+    /// Gives the buffer back.
+    pub fn put_scratch(&mut self, mut scratch: Vec<u8>) {
+        scratch.clear();
+        self.scratch = scratch;
     }
 
     // ---- timers

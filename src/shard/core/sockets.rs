@@ -131,6 +131,19 @@ impl Core {
         chunk
     }
 
+    /// A chunk of just these bytes, for what is about to be sent: in a slot where they are plentiful, so that nothing is allocated, or on the heap.
+    ///
+    /// # Panics
+    /// When `bytes` are more than [`limits::RECORD_BYTES_MAX`].
+    #[must_use]
+    pub fn copy_of(&self, bytes: &[u8]) -> Chunk {
+        let slot = if self.slots_are_low() { None } else { self.arena.take() };
+        let Some(slot) = slot else { return Chunk::copy_of(bytes) };
+        let mut chunk = slot.received(0);
+        chunk.append(bytes);
+        chunk
+    }
+
     /// Sends a chunk, of which at least one byte is left. One at a time per socket: [`crate::outbox::Outbox`] sees to it.
     pub fn send(&mut self, socket: Key, chunk: Chunk, wait: bool) {
         let Some(entry) = self.entry_mut(socket) else { return };
