@@ -197,6 +197,13 @@ pub struct Done {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
+impl Errno {
+    /// Of an error that came from a plain system call.
+    pub(super) fn of(error: &std::io::Error) -> Self {
+        Self(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
 /// What a kernel's answer to a connect says: a refusal is another error than a reset of what was connected, so the latter was a success.
 pub(super) const fn outcome_of_connect(answer: Result<u32, Errno>) -> Result<u32, Errno> {
     match answer {

@@ -20,6 +20,7 @@ mod lost;
 mod options;
 mod pages;
 mod plan;
+mod records;
 pub mod ring;
 pub mod slab;
 pub mod startup;

@@ -60,6 +60,15 @@ pub(super) fn for_connect(to: SocketAddr, from: Option<IpAddr>, purpose: Purpose
     Ok((socket.into(), to.into()))
 }
 
+/// Closes a socket. `reset`: with RST and without sending what is unsent.
+pub(super) fn close(descriptor: OwnedFd, reset: bool) {
+    if reset {
+        // Fails only where there is nothing to reset.
+        let _ = SockRef::from(&descriptor).set_linger(Some(Duration::ZERO));
+    }
+    drop(descriptor);
+}
+
 #[expect(unsafe_code, reason = "socket2 has no IP_BIND_ADDRESS_NO_PORT")]
 fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
     use std::os::fd::AsRawFd;

@@ -29,10 +29,11 @@ use socket2::{SockAddr, SockAddrStorage, SockRef};
 
 use self::posted::Posted;
 use self::queue::Queue;
-use self::sockets::{Accepting, Receiving, Record, Socket, Sockets};
+use self::sockets::{Accepting, Receiving, Socket, Sockets};
 use super::buffers::{Arena, Chunk};
 use super::inbox;
 use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token, outcome_of_connect};
+use super::records::{OpenSocket, Record};
 use super::startup::{self, StartupError};
 use super::{lost, options};
 use crate::limits::{COMPLETIONS_PER_TURN, SLOTS_POSTED};
@@ -166,7 +167,7 @@ impl Ring {
     }
 
     fn accept(&mut self, listener: SocketId, into: SocketId, purpose: Purpose, token: Token) {
-        let socket = self.sockets.open(listener);
+        let socket = self.sockets.open_mut(listener);
         socket.accepting += 1;
         let fd = socket.fd();
         let address = SockAddrStorage::zeroed();
@@ -187,12 +188,12 @@ impl Ring {
                 self.sockets.fill(id, Record::Open(socket));
                 self.push(entry.build(), token);
             }
-            Err(error) => self.failed.push_back(Done { token, result: Err(errno(&error)), payload: Payload::None }),
+            Err(error) => self.failed.push_back(Done { token, result: Err(Errno::of(&error)), payload: Payload::None }),
         }
     }
 
     fn receive(&mut self, id: SocketId, max: u32, token: Token) {
-        let socket = self.sockets.open(id);
+        let socket = self.sockets.open_mut(id);
         assert!(socket.receiving.is_none(), "one receive at a time on {id:?}");
         let max = max.min(posted::DATA);
         socket.receiving = Some(Receiving { max, cancelled: false, into: None });
@@ -204,7 +205,7 @@ impl Ring {
     }
 
     fn receive_into(&mut self, id: SocketId, mut into: Chunk, max: u32, token: Token) {
-        let socket = self.sockets.open(id);
+        let socket = self.sockets.open_mut(id);
         // A second one would release the first one's memory under the kernel.
         assert!(socket.receiving.is_none(), "one receive at a time on {id:?}");
         let room = into.room_mut();
@@ -222,7 +223,7 @@ impl Ring {
     }
 
     fn send(&mut self, id: SocketId, chunk: Chunk, wait: bool, token: Token) {
-        let socket = self.sockets.open(id);
+        let socket = self.sockets.open_mut(id);
         debug_assert!(socket.sending.is_none(), "one send at a time on {id:?}");
         let bytes = chunk.as_slice();
         let how = if wait { libc::MSG_WAITALL } else { libc::MSG_DONTWAIT };
@@ -245,15 +246,6 @@ impl Ring {
             Some(Record::Open(_) | Record::Vacant) | None => return,
         };
         self.push_for_nobody(opcode::AsyncCancel2::new(what).build());
-    }
-
-    fn close(&mut self, id: SocketId, reset: bool) {
-        let descriptor = self.sockets.take_idle(id);
-        if reset {
-            // Fails only where there is nothing to reset.
-            let _ = SockRef::from(&descriptor).set_linger(Some(Duration::ZERO));
-        }
-        drop(descriptor);
     }
 
     fn read_bell(&mut self) {
@@ -283,7 +275,7 @@ impl Ring {
             Kind::Accept => self.accepted(token.socket(), result),
             Kind::Connect => self.connected(token.socket(), result),
             Kind::Receive => self.received(token, result, completion.flags())?,
-            Kind::Send => (result, self.sockets.open(token.socket()).sending.take().map_or(Payload::None, Payload::Sent)),
+            Kind::Send => (result, self.sockets.open_mut(token.socket()).sending.take().map_or(Payload::None, Payload::Sent)),
             Kind::Wake => {
                 self.read_bell();
                 (Ok(0), Payload::None)
@@ -294,7 +286,7 @@ impl Ring {
 
     fn accepted(&mut self, into: SocketId, result: Result<u32, Errno>) -> (Result<u32, Errno>, Payload) {
         let accepting = self.sockets.take_accepting(into);
-        self.sockets.open(accepting.listener).accepting -= 1;
+        self.sockets.open_mut(accepting.listener).accepting -= 1;
         let descriptor = match result {
             Ok(descriptor) => own(descriptor),
             Err(error) => return (Err(error), Payload::None),
@@ -314,7 +306,7 @@ impl Ring {
     fn connected(&mut self, id: SocketId, result: Result<u32, Errno>) -> (Result<u32, Errno>, Payload) {
         let result = outcome_of_connect(result);
         if result.is_ok() {
-            self.sockets.open(id).connecting = None;
+            self.sockets.open_mut(id).connecting = None;
         } else {
             self.sockets.forget(id);
         }
@@ -326,7 +318,7 @@ impl Ring {
         let slot = cqueue::buffer_select(flags).map(|number| self.posted.taken(number, result.unwrap_or(0) as usize));
         // No more of them than there are slots, or thousands would compete for a few, turn after turn.
         let another_try = result == Err(Errno(libc::ENOBUFS)) && self.again.len() < self.slots_available();
-        let socket = self.sockets.open(token.socket());
+        let socket = self.sockets.open_mut(token.socket());
         socket.more = cqueue::sock_nonempty(flags);
         if another_try && socket.receiving.as_ref().is_some_and(|receiving| !receiving.cancelled && receiving.into.is_none()) {
             self.again.push(token);
@@ -352,7 +344,7 @@ impl Ring {
         self.posted.top_up();
         let mut again = std::mem::take(&mut self.again);
         for token in again.drain(..) {
-            let socket = self.sockets.open(token.socket());
+            let socket = self.sockets.open_mut(token.socket());
             if let Some(&Receiving { max, .. }) = socket.receiving.as_ref() {
                 let fd = socket.fd();
                 // Bytes are there, so there is nothing to wait for.
@@ -404,7 +396,7 @@ impl Io for Ring {
                 let _ = SockRef::from(&self.sockets.open(socket).descriptor).shutdown(Shutdown::Write);
             }
             Op::Cancel { socket } => self.cancel(socket),
-            Op::Close { socket, reset } => self.close(socket, reset),
+            Op::Close { socket, reset } => options::close(self.sockets.take_idle(socket), reset),
         }
     }
 
@@ -426,10 +418,7 @@ impl Io for Ring {
     }
 
     fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => SockRef::from(&socket.descriptor).local_addr().ok()?.as_socket(),
-            _ => None,
-        }
+        SockRef::from(&self.sockets.if_open(id)?.descriptor).local_addr().ok()?.as_socket()
     }
 
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
@@ -443,17 +432,11 @@ impl Io for Ring {
     }
 
     fn is_lost(&self, id: SocketId) -> bool {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => lost::is_lost(&socket.descriptor),
-            _ => false,
-        }
+        self.sockets.if_open(id).is_some_and(|socket| lost::is_lost(&socket.descriptor))
     }
 
     fn unsent(&self, id: SocketId) -> usize {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => lost::unsent(&socket.descriptor),
-            _ => 0,
-        }
+        self.sockets.if_open(id).map_or(0, |socket| lost::unsent(&socket.descriptor))
     }
 
     fn slots_available(&self) -> usize {
@@ -470,10 +453,6 @@ impl Drop for Ring {
             self.posted.forget_memory();
         }
     }
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn own(descriptor: u32) -> OwnedFd {

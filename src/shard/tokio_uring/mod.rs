@@ -37,10 +37,11 @@ use tokio_uring::Runtime;
 
 use self::finished::{Finished, Outcome, Queue};
 use self::operations::Seen;
-use self::sockets::{Accepting, Record, Socket, Sockets};
+use self::sockets::{Accepting, Socket, Sockets};
 use super::buffers::{Arena, Chunk};
 use super::inbox;
 use super::io::{Done, Errno, Io, Kind, Op, Payload, Purpose, SocketId, Token};
+use super::records::{OpenSocket, Record};
 use super::ring::Sizes;
 use super::startup::{self, StartupError};
 use super::{lost, options};
@@ -123,7 +124,7 @@ impl TokioUring {
                     queue.push(token, Outcome::Connected(result));
                 });
             }
-            Err(error) => self.queue.push(token, Outcome::Connected(Err(errno(&error)))),
+            Err(error) => self.queue.push(token, Outcome::Connected(Err(Errno::of(&error)))),
         }
     }
 
@@ -178,15 +179,6 @@ impl TokioUring {
         self.start(operations::cancel(socket));
     }
 
-    fn close(&mut self, id: SocketId, reset: bool) {
-        let descriptor = self.sockets.take_idle(id);
-        if reset {
-            // Fails only where there is nothing to reset.
-            let _ = SockRef::from(&descriptor).set_linger(Some(Duration::ZERO));
-        }
-        drop(descriptor);
-    }
-
     /// What the end of a task says to the shard.
     fn report(&mut self, finished: Finished) -> Done {
         let Finished { token, outcome } = finished;
@@ -198,7 +190,7 @@ impl TokioUring {
                 (Ok(reset_since), Payload::None)
             }
             Outcome::Connected(Err(error)) => {
-                self.sockets.take(id);
+                self.sockets.forget(id);
                 (Err(error), Payload::None)
             }
             Outcome::Received(result, payload) => {
@@ -215,7 +207,7 @@ impl TokioUring {
     }
 
     fn accepted(&mut self, into: SocketId, result: Result<(OwnedFd, Option<SocketAddr>), Errno>) -> (Result<u32, Errno>, Payload) {
-        let Record::Accepting(accepting) = self.sockets.take(into) else { unreachable!("{into:?} was not being accepted") };
+        let accepting = self.sockets.take_accepting(into);
         let listener = self.sockets.open(accepting.listener);
         listener.accepting.set(listener.accepting.get() - 1);
         let (descriptor, peer) = match result {
@@ -237,7 +229,7 @@ impl TokioUring {
         // What was never started is not in the kernel.
         self.submitted.clear();
         self.bell.cancels.set(self.bell.cancels.get().wrapping_add(1));
-        for record in self.sockets.iter() {
+        for record in &self.sockets {
             match record {
                 Record::Open(socket) => socket.cancels.set(socket.cancels.get().wrapping_add(1)),
                 Record::Accepting(accepting) => accepting.cancelled.set(true),
@@ -265,7 +257,7 @@ impl Io for TokioUring {
                 let _ = SockRef::from(&self.sockets.open(socket).descriptor).shutdown(Shutdown::Write);
             }
             Op::Cancel { socket } => self.cancel(socket),
-            Op::Close { socket, reset } => self.close(socket, reset),
+            Op::Close { socket, reset } => options::close(self.sockets.take_idle(socket), reset),
         }
     }
 
@@ -294,10 +286,7 @@ impl Io for TokioUring {
     }
 
     fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => SockRef::from(&socket.descriptor).local_addr().ok()?.as_socket(),
-            _ => None,
-        }
+        SockRef::from(&self.sockets.if_open(id)?.descriptor).local_addr().ok()?.as_socket()
     }
 
     fn adopt(&mut self, id: SocketId, descriptor: OwnedFd) {
@@ -311,17 +300,11 @@ impl Io for TokioUring {
     }
 
     fn is_lost(&self, id: SocketId) -> bool {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => lost::is_lost(&socket.descriptor),
-            _ => false,
-        }
+        self.sockets.if_open(id).is_some_and(|socket| lost::is_lost(&socket.descriptor))
     }
 
     fn unsent(&self, id: SocketId) -> usize {
-        match self.sockets.get(id) {
-            Some(Record::Open(socket)) => lost::unsent(&socket.descriptor),
-            _ => 0,
-        }
+        self.sockets.if_open(id).map_or(0, |socket| lost::unsent(&socket.descriptor))
     }
 
     fn slots_available(&self) -> usize {
@@ -352,8 +335,4 @@ fn runtime() -> io::Result<Runtime> {
     plain.setup_cqsize(SIZES.completions);
     let with = |ring| Runtime::new(tokio_uring::builder().entries(SIZES.submissions).uring_builder(ring));
     with(&best).or_else(|error| if error.raw_os_error() == Some(libc::EINVAL) { with(&plain) } else { Err(error) })
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -19,7 +19,6 @@ use io_uring_of_tokio::{cqueue, opcode, squeue, types};
 use socket2::{SockAddr, SockRef};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::errno;
 use super::finished::{Outcome, Queue};
 use super::sockets::Socket;
 use crate::limits::RECORD_BYTES_MAX;
@@ -84,7 +83,7 @@ pub(super) async fn accept(listener: &Seen, cancelled: &Cell<bool>) -> Result<(O
             Ok((connection, peer)) => return Ok((connection.into(), peer.as_socket())),
             // Another accept was first.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(errno(&error)),
+            Err(error) => return Err(Errno::of(&error)),
         }
     }
 }
