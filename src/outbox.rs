@@ -31,8 +31,8 @@ const GATHERED: usize = SLOT_BYTES;
 #[derive(Debug, Default)]
 pub struct Outbox {
     queue: Queue,
-    /// Bytes in the queue and in the outstanding send.
-    bytes: usize,
+    /// Bytes in the queue and in the outstanding send: bounded by windows and queues of a few megabytes.
+    bytes: u32,
     outstanding: bool,
     /// Bytes have left since [`Outbox::look`].
     has_moved: bool,
@@ -53,7 +53,7 @@ impl Outbox {
         if chunk.is_empty() {
             return;
         }
-        self.bytes += chunk.len();
+        self.bytes += u32::try_from(chunk.len()).expect("a chunk is shorter than 4 GiB");
         if chunk.len() <= GATHERED_CHUNK
             && let Some(last) = self.queue.back_mut().filter(|last| last.len() <= GATHERED_CHUNK || !last.holds_slot())
         {
@@ -75,7 +75,7 @@ impl Outbox {
     /// Bytes that wait, those of the outstanding send included.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes as usize
     }
 
     /// Whether everything, the end too, has been given to the kernel.
@@ -110,17 +110,17 @@ impl Outbox {
     pub fn on_sent(&mut self, mut chunk: Chunk, result: Result<u32, Errno>) -> Result<usize, Errno> {
         self.outstanding = false;
         let count = match result {
-            Ok(count) => count as usize,
+            Ok(count) => count,
             Err(Errno(libc::EAGAIN | libc::EINTR)) => 0,
             Err(error) => return Err(error),
         };
-        chunk.advance(count);
+        chunk.advance(count as usize);
         self.bytes -= count;
         self.has_moved |= count > 0;
         if !chunk.is_empty() {
             self.queue.push_front(chunk.into_heap());
         }
-        Ok(count)
+        Ok(count as usize)
     }
 
     /// To be called every few seconds: what waits and has not moved since the last time holds no slot from now on.

@@ -331,6 +331,8 @@ fn use_again(list: &mut Vec<Key>, mut emptied: Vec<Key>) {
     *list = emptied;
 }
 
+const _: () = assert!(size_of::<Flow<Box<()>>>() <= 160, "an idle flow is small");
+
 impl<E> Flow<E> {
     /// How long the flow may go without progress in its present state.
     const fn limit(&self, patience: &Patience) -> Option<Duration> {

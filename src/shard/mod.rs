@@ -25,6 +25,7 @@ pub mod ring;
 pub mod slab;
 pub mod startup;
 pub mod state;
+mod table;
 pub mod time;
 pub mod timers;
 #[cfg(feature = "engine-tokio-uring")]

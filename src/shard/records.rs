@@ -2,13 +2,14 @@
 //!
 //! What always holds between calls:
 //! * what a record keeps is given back only by who ends it: an accept by its completion, an open socket when nothing is outstanding on it;
-//! * records move when the table grows, so what the kernel may read or write lies behind a pointer in them (a box, a slot, a heap buffer).
+//! * records are moved in and out, so what the kernel may read or write lies behind a pointer in them (a box, a slot, a heap buffer).
 
 use std::fmt;
 use std::mem;
 use std::os::fd::OwnedFd;
 
 use super::io::SocketId;
+use super::table::Table;
 
 /// A descriptor with what an engine keeps about it.
 pub(super) trait OpenSocket: fmt::Debug {
@@ -21,7 +22,7 @@ pub(super) trait OpenSocket: fmt::Debug {
 
 /// All records; the shard keeps its ids dense. `A`: what an outstanding accept keeps; `S`: an open socket.
 #[derive(Debug)]
-pub(super) struct Records<A, S>(Vec<Record<A, S>>);
+pub(super) struct Records<A, S>(Table<Record<A, S>>);
 
 /// What is known of an id.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ pub(super) enum Record<A, S> {
 
 impl<A, S> Default for Records<A, S> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(Table::default())
     }
 }
 
@@ -81,8 +82,8 @@ impl<A: fmt::Debug, S: OpenSocket> Records<A, S> {
     /// When it is not vacant: a fault of the shard's.
     pub(super) fn fill(&mut self, id: SocketId, with: Record<A, S>) {
         let index = id.0 as usize;
-        if index >= self.0.len() {
-            self.0.resize_with(index + 1, Record::default);
+        while self.0.len() <= index {
+            self.0.push(Record::Vacant);
         }
         let record = &mut self.0[index];
         assert!(matches!(record, Record::Vacant), "{id:?} is taken: {record:?}");
@@ -115,16 +116,12 @@ impl<A: fmt::Debug, S: OpenSocket> Records<A, S> {
         }
     }
 
+    /// Every record there is.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Record<A, S>> {
+        self.0.iter()
+    }
+
     fn take(&mut self, id: SocketId) -> Record<A, S> {
         self.get_mut(id).map(mem::take).unwrap_or_default()
-    }
-}
-
-impl<'a, A, S> IntoIterator for &'a Records<A, S> {
-    type Item = &'a Record<A, S>;
-    type IntoIter = std::slice::Iter<'a, Record<A, S>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
     }
 }

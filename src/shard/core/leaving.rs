@@ -25,7 +25,7 @@ impl Core {
     pub(super) fn waits_for_unsent(&mut self, index: u32) -> bool {
         let socket = SocketId(index);
         let entry = &self.entries[index as usize];
-        let before = entry.leaving;
+        let before = entry.leaving.as_deref().copied();
         if entry.closing != Some(Closing::ResetWhenSent) || self.io.unsent(socket) == 0 {
             return false;
         }
@@ -35,7 +35,7 @@ impl Core {
         }
         let pause = before.map_or(limits::UNSENT_LOOK_MIN, |leaving| (leaving.pause * 2).min(limits::UNSENT_LOOK_MAX));
         let timer = self.set_timer(pause.min(until.since(self.now)), Owner::Accepting(socket), LOOK);
-        self.entries[index as usize].leaving = Some(Leaving { until, pause, timer });
+        self.entries[index as usize].leaving = Some(Box::new(Leaving { until, pause, timer }));
         true
     }
 

@@ -32,6 +32,7 @@ use super::inbox::{Message, Postbox, ToControl};
 use super::io::{Done, Io, Kind, SocketId};
 use super::slab::Key;
 use super::state::State;
+use super::table::Table;
 use super::time::Time;
 use super::timers::{TimerId, Timers};
 
@@ -69,7 +70,7 @@ pub struct Core {
     board: Board,
     rng: StdRng,
     now: Time,
-    entries: Vec<Entry>,
+    entries: Table<Entry>,
     free: Vec<u32>,
     in_use: usize,
     timers: Timers,
@@ -101,7 +102,7 @@ impl Core {
             board,
             rng,
             now: Time::ZERO,
-            entries: Vec::new(),
+            entries: Table::default(),
             free: Vec::new(),
             in_use: 0,
             timers: Timers::default(),

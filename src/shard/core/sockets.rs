@@ -46,7 +46,7 @@ pub(super) struct Entry {
     pub(super) parked: bool,
     pub(super) closing: Option<Closing>,
     /// Quiet, and waits until all is sent.
-    pub(super) leaving: Option<Leaving>,
+    pub(super) leaving: Option<Box<Leaving>>,
     pub(super) accepts: Option<Box<Accepts>>,
 }
 
