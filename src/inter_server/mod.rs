@@ -39,7 +39,6 @@ use crate::relay::{Bounds, FIRST_ROLE_TIMER, Lost, Notice, Patience, Relay};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
-use crate::shard::io::Purpose;
 use crate::shard::slab::{GenSlab, Key};
 use crate::shard::state::State;
 use crate::shard::time::Time;
@@ -360,9 +359,8 @@ impl InterServer {
 impl Role for InterServer {
     fn start(&mut self, core: &mut Core) {
         for (kind, descriptor) in std::mem::take(&mut self.to_listen) {
-            let purpose = if let ListenerKind::Socks { .. } = kind { Purpose::Flow } else { Purpose::Tunnel };
             let number = u32::try_from(self.listeners.len()).unwrap_or(u32::MAX);
-            let socket = core.listen(descriptor, number, purpose);
+            let socket = core.listen(descriptor, number);
             self.listeners.push((kind, socket));
         }
         core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);

@@ -9,12 +9,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::config::{ListenAt, Listener};
 use crate::exit::Failure;
 use crate::limits::BACKLOG;
 use crate::listen::ListenerKind;
+use crate::shard::io::Purpose;
+use crate::shard::options;
 
 /// All listening sockets of a process.
 #[derive(Debug, Default)]
@@ -56,11 +58,11 @@ impl Bound {
         if many && wanted.port() != 0 {
             // With SO_REUSEPORT a second process of the same user would get the same port and take half of the connections.
             // Without it the kernel says that the port is taken.
-            tcp(wanted, false)?;
+            tcp(wanted, kind, false)?;
         }
         let mut address = wanted;
         for shard in &mut self.per_shard {
-            let socket = tcp(address, many)?;
+            let socket = tcp(address, kind, many)?;
             address = socket.local_addr()?.as_socket().unwrap_or(address);
             shard.push((kind, socket.into()));
         }
@@ -106,13 +108,15 @@ impl Drop for UnixPath {
     }
 }
 
-fn tcp(address: SocketAddr, share: bool) -> io::Result<Socket> {
+fn tcp(address: SocketAddr, kind: ListenerKind, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    let purpose = if let ListenerKind::Socks { .. } = kind { Purpose::Flow } else { Purpose::Tunnel };
+    options::set(&SockRef::from(&socket), purpose)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -136,5 +140,28 @@ fn explain(cause: &io::Error) -> String {
         io::ErrorKind::AddrNotAvailable => "this machine has no such address (ip addr shows those it has)".to_owned(),
         io::ErrorKind::PermissionDenied => format!("{cause}. ports below 1024 need root or net.ipv4.ip_unprivileged_port_start"),
         _ => cause.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_has_the_options_of_what_its_listener_is_for() {
+        let clients = ListenerKind::Socks { authenticate: false };
+        for (kind, lowat) in [(ListenerKind::Tunnel, Some(128 << 10)), (clients, None)] {
+            let at = ListenAt::Tcp("127.0.0.1:0".parse().unwrap());
+            let mut bound = Bound::new(&[Listener { kind, at }], 1).unwrap();
+            let (_, ListenAt::Tcp(address)) = bound.addresses[0].clone() else { panic!("listens on TCP") };
+            let (_, listener) = bound.take().remove(0).remove(0);
+            let _client = TcpStream::connect(address).unwrap();
+            let (accepted, _) = Socket::from(listener).accept().unwrap();
+            assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap(), "{kind:?}");
+            let own = Some(accepted.tcp_notsent_lowat().unwrap());
+            assert_eq!(own == Some(128 << 10), lowat.is_some(), "{kind:?}: {own:?}");
+        }
     }
 }

@@ -35,7 +35,6 @@ use crate::relay::{Bounds, Lost, Notice, Patience, Relay, Tunnel};
 use crate::shard::buffers::Chunk;
 use crate::shard::core::{Closing, Core, Event, Incoming, Owner};
 use crate::shard::inbox::Message;
-use crate::shard::io::Purpose;
 use crate::shard::slab::Key;
 use crate::shard::state::State;
 use crate::shard::{self, Plan, Role};
@@ -338,7 +337,7 @@ impl Server {
 impl Role for Server {
     fn start(&mut self, core: &mut Core) {
         for (number, descriptor) in (0..).zip(std::mem::take(&mut self.to_listen)) {
-            self.listeners.push(core.listen(descriptor, number, Purpose::Tunnel));
+            self.listeners.push(core.listen(descriptor, number));
         }
         core.set_timer(limits::LOOK_EVERY, Owner::Role, LOOK);
     }

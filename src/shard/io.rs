@@ -90,14 +90,12 @@ pub enum Purpose {
 /// One operation. Sizes are bytes.
 #[derive(Debug)]
 pub enum Op {
-    /// Takes the next connection from `listener` and makes it the socket `into` (non-existent until then), with the options of `purpose`.
+    /// Takes the next connection from `listener` and makes it the socket `into` (non-existent until then). It has its listener's options.
     Accept {
         /// A socket given by [`Io::adopt`] that is listening.
         listener: SocketId,
         /// Free id that the connection gets when the `Done` is a success.
         into: SocketId,
-        /// Decides the options.
-        purpose: Purpose,
         /// Comes back in the `Done`.
         token: Token,
     },

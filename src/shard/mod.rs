@@ -17,7 +17,7 @@ pub mod engine;
 pub mod inbox;
 pub mod io;
 mod lost;
-mod options;
+pub mod options;
 mod pages;
 mod plan;
 mod records;

@@ -22,13 +22,21 @@ const TUNNEL_KEEPALIVE_PROBES: u32 = 3;
 /// sends (BBR does), each burst by a timer. That protects networks; here there is none, and it costs a tenth of a transfer's CPU time.
 const LOOPBACK_CONGESTION: &[u8] = b"reno";
 
-/// Sets what `purpose` asks for on a TCP socket whose other end is `peer`.
-pub(super) fn apply(socket: SockRef<'_>, purpose: Purpose, peer: IpAddr) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
+/// Sets what depends on where the other end of a TCP socket is.
+pub(super) fn suit(socket: &SockRef<'_>, peer: IpAddr) {
     if peer.to_canonical().is_loopback() {
         // With the default it works as well.
         let _ = socket.set_tcp_congestion(LOOPBACK_CONGESTION);
     }
+}
+
+/// Sets what `purpose` asks for on a TCP socket. On a listener it is for the connections to come: each begins as a copy of its listener, so that
+/// accepting one takes no further system call. Before it listens, or the first are without.
+///
+/// # Errors
+/// The kernel's, for a socket that is none of TCP.
+pub fn set(socket: &SockRef<'_>, purpose: Purpose) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
     match purpose {
         Purpose::Flow => socket.set_keepalive(true),
         Purpose::Tunnel => {
@@ -48,7 +56,8 @@ pub(super) fn for_connect(to: SocketAddr, from: Option<IpAddr>, purpose: Purpose
     // An IPv4 address in IPv6 spelling is dialled as what it is, so that an IPv4 source fits it.
     let to = if to.ip().to_canonical().is_ipv4() { SocketAddr::new(to.ip().to_canonical(), to.port()) } else { to };
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    apply(SockRef::from(&socket), purpose, to.ip())?;
+    set(&SockRef::from(&socket), purpose)?;
+    suit(&SockRef::from(&socket), to.ip());
     if let Some(from) = from.map(|from| from.to_canonical()).filter(|from| !from.is_unspecified()) {
         if from.is_ipv4() != to.is_ipv4() {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));

@@ -57,14 +57,14 @@ fn without_descriptors_accepts_and_connects_fail_at_once_and_work_when_there_are
         in_the_way.push(file);
     }
     for _ in 0..3 {
-        let into = rig.accept(listening, Purpose::Flow);
+        let into = rig.accept(listening);
         assert_eq!(rig.wait(Kind::Accept, into).result, Err(Errno(libc::EMFILE)));
         let socket = rig.connect(address, None, Purpose::Flow);
         assert_eq!(rig.wait(Kind::Connect, socket).result, Err(Errno(libc::EMFILE)));
     }
     limit_descriptors(4096);
     // The client that waited is served now.
-    let into = rig.accept(listening, Purpose::Flow);
+    let into = rig.accept(listening);
     assert_eq!(rig.wait(Kind::Accept, into).result, Ok(0));
     rig.send(into, Chunk::copy_of(b"x"), true);
     assert_eq!(sent(rig.wait(Kind::Send, into)).0, Ok(1));

@@ -113,7 +113,7 @@ fn a_cancelled_listener_gives_all_its_accepts_back_and_works_on() {
     let mut rig = Rig::new(8);
     let (ours, address) = listener();
     let listener = rig.adopt(ours);
-    let waiting: Vec<_> = (0..4).map(|_| rig.accept(listener, Purpose::Flow)).collect();
+    let waiting: Vec<_> = (0..4).map(|_| rig.accept(listener)).collect();
     assert!(rig.poll().is_empty());
     rig.cancel(waiting[2]);
     assert_eq!(rig.wait(Kind::Accept, waiting[2]).result, Err(CANCELLED));
@@ -122,7 +122,7 @@ fn a_cancelled_listener_gives_all_its_accepts_back_and_works_on() {
     for into in [waiting[0], waiting[1], waiting[3]] {
         assert_eq!(rig.wait(Kind::Accept, into).result, Err(CANCELLED));
     }
-    let into = rig.accept(listener, Purpose::Flow);
+    let into = rig.accept(listener);
     let _client = TcpStream::connect(address).unwrap();
     assert_eq!(rig.wait(Kind::Accept, into).result, Ok(0));
     rig.close(into, false);
@@ -171,7 +171,7 @@ fn a_dropped_ring_gives_back_slots_and_closes_descriptors_whatever_was_outstandi
     let (socket, mut peer) = rig.tcp();
     let (ours, address) = listener();
     let listening = rig.adopt(ours);
-    rig.accept(listening, Purpose::Flow);
+    rig.accept(listening);
     rig.receive(socket);
     let (full, full_peer) = rig.tcp();
     rig.send(full, Chunk::copy_of(&pattern(6, 0, 16 << 20)), true);
@@ -193,7 +193,7 @@ fn a_dropped_ring_closes_a_connection_that_was_accepted_but_not_reported() {
     let mut rig = Rig::new(8);
     let (ours, address) = listener();
     let listener = rig.adopt(ours);
-    rig.accept(listener, Purpose::Flow);
+    rig.accept(listener);
     assert!(rig.poll().is_empty());
     let mut client = TcpStream::connect(address).unwrap();
     client.set_read_timeout(Some(WATCHDOG)).unwrap();
@@ -241,7 +241,7 @@ fn an_accept_that_won_against_its_cancel_yields_a_connection_that_can_be_closed(
     let mut rig = Rig::new(8);
     let (ours, address): (TcpListener, _) = listener();
     let listener = rig.adopt(ours);
-    let into = rig.accept(listener, Purpose::Flow);
+    let into = rig.accept(listener);
     assert!(rig.poll().is_empty());
     let mut client = TcpStream::connect(address).unwrap();
     client.set_read_timeout(Some(WATCHDOG)).unwrap();

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use zhwkprox::shard::buffers::Chunk;
 use zhwkprox::shard::io::{Errno, Kind, Payload, Purpose};
+use zhwkprox::shard::options;
 
 use super::support::{Rig, listener, read_to_end, sent};
 
@@ -14,7 +15,7 @@ fn a_connection_is_made_accepted_and_carries_bytes_with_both_ends_in_the_ring() 
     let mut rig = Rig::new(8);
     let (ours, address) = listener();
     let listener = rig.adopt(ours);
-    let accepted = rig.accept(listener, Purpose::Tunnel);
+    let accepted = rig.accept(listener);
     let connected = rig.connect(address, None, Purpose::Tunnel);
     assert_eq!(rig.wait(Kind::Connect, connected).result, Ok(0));
     let done = rig.wait(Kind::Accept, accepted);
@@ -34,7 +35,7 @@ fn a_connection_that_is_reset_at_once_was_made_all_the_same() {
     let other = std::thread::spawn(move || {
         for _ in 0..200 {
             let (stream, _) = ours.accept().unwrap();
-            socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         }
     });
     for _ in 0..200 {
@@ -66,10 +67,11 @@ fn a_connections_own_address_is_what_its_peer_sees_and_other_sockets_have_none()
 #[test]
 fn tunnels_have_their_options_and_flows_theirs_whichever_end_made_them() {
     let mut rig = Rig::new(8);
-    let (ours, address) = listener();
-    let listener = rig.adopt(ours);
     for purpose in [Purpose::Tunnel, Purpose::Flow] {
-        let accepted = rig.accept(listener, purpose);
+        let (ours, address) = listener();
+        options::set(&SockRef::from(&ours), purpose).unwrap();
+        let listener = rig.adopt(ours);
+        let accepted = rig.accept(listener);
         let connected = rig.connect(address, None, purpose);
         rig.wait(Kind::Connect, connected);
         rig.wait(Kind::Accept, accepted);
@@ -99,7 +101,7 @@ fn peers_of_all_families_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socks");
     let listening = rig.adopt(UnixListener::bind(&path).unwrap());
-    let accepted = rig.accept(listening, Purpose::Flow);
+    let accepted = rig.accept(listening);
     let client = UnixStream::connect(&path).unwrap();
     let done = rig.wait(Kind::Accept, accepted);
     assert!(matches!((done.result, &done.payload), (Ok(0), Payload::Accepted(None))), "{done:?}");
@@ -111,7 +113,7 @@ fn peers_of_all_families_are_told_apart() {
     let six = TcpListener::bind("[::1]:0").unwrap();
     let address = six.local_addr().unwrap();
     let listening = rig.adopt(six);
-    let accepted = rig.accept(listening, Purpose::Flow);
+    let accepted = rig.accept(listening);
     let connected = rig.connect(address, None, Purpose::Flow);
     rig.wait(Kind::Connect, connected);
     let done = rig.wait(Kind::Accept, accepted);
@@ -127,7 +129,7 @@ fn a_source_address_of_either_spelling_is_used_for_a_target_of_either_spelling()
     let source: IpAddr = "127.0.0.2".parse().unwrap();
     let mapped = SocketAddr::new("::ffff:127.0.0.1".parse().unwrap(), address.port());
     for (to, from) in [(address, "127.0.0.2"), (mapped, "127.0.0.2"), (address, "::ffff:127.0.0.2"), (mapped, "::ffff:127.0.0.2")] {
-        let accepted = rig.accept(listener, Purpose::Flow);
+        let accepted = rig.accept(listener);
         let connected = rig.connect(to, Some(from), Purpose::Flow);
         assert_eq!(rig.wait(Kind::Connect, connected).result, Ok(0), "{from} to {to}");
         let Payload::Accepted(Some(peer)) = rig.wait(Kind::Accept, accepted).payload else { panic!() };

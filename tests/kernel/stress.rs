@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use zhwkprox::limits::SLOTS_MIN;
-use zhwkprox::shard::io::{Errno, Kind, Payload, Purpose, SocketId};
+use zhwkprox::shard::io::{Errno, Kind, Payload, SocketId};
 
 use super::support::{Rig, WATCHDOG, listener, pattern};
 
@@ -58,7 +58,7 @@ fn two_hundred_connections_over_four_slots_all_get_their_own_bytes_back() {
     let clients: Vec<_> = (0..THREADS).map(|thread| thread::spawn(move || client(address, 1000 * thread as u64))).collect();
     let (mut open, mut accepted, mut parked_ever, mut echoed) = (0, 0, 0_u64, 0_u64);
     let mut parked: VecDeque<SocketId> = VecDeque::new();
-    rig.accept(listener, Purpose::Flow);
+    rig.accept(listener);
     let until = Instant::now() + WATCHDOG + RUNS_FOR;
     while accepted < CONNECTIONS || open > 0 {
         assert!(Instant::now() < until, "{open} connections are still open, {} parked", parked.len());
@@ -69,7 +69,7 @@ fn two_hundred_connections_over_four_slots_all_get_their_own_bytes_back() {
                     (open, accepted) = (open + 1, accepted + 1);
                     rig.receive(socket);
                     if accepted < CONNECTIONS {
-                        rig.accept(listener, Purpose::Flow);
+                        rig.accept(listener);
                     }
                 }
                 (Kind::Receive, Ok(count @ 1..), Payload::Received(slot)) => rig.send(socket, slot.received(count as usize), true),

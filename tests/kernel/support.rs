@@ -90,9 +90,9 @@ impl<E: Io + ?Sized> Rig<E> {
         self.ring.submit(Op::Send { socket, chunk, wait, token: token(Kind::Send, socket) });
     }
 
-    pub(crate) fn accept(&mut self, listener: SocketId, purpose: Purpose) -> SocketId {
+    pub(crate) fn accept(&mut self, listener: SocketId) -> SocketId {
         let into = self.id();
-        self.ring.submit(Op::Accept { listener, into, purpose, token: token(Kind::Accept, into) });
+        self.ring.submit(Op::Accept { listener, into, token: token(Kind::Accept, into) });
         into
     }
 

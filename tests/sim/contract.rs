@@ -277,12 +277,7 @@ fn without_descriptors_an_accept_fails_at_once_and_no_client_is_lost() {
     let mut rig = Rig::new(Temper::CALM, 4);
     let here = SocketAddr::new(address(1), 1080);
     rig.io.adopt(ONE, SimIo::listener_handle(&rig.world, here));
-    let accept = |into| Op::Accept {
-        listener: ONE,
-        into: SocketId(into),
-        purpose: Purpose::Flow,
-        token: Token::new(Kind::Accept, 0, SocketId(into)),
-    };
+    let accept = |into| Op::Accept { listener: ONE, into: SocketId(into), token: Token::new(Kind::Accept, 0, SocketId(into)) };
     rig.world.no_descriptors(0, SECOND);
     rig.io.submit(accept(2));
     assert_eq!(result_of(&rig.settle(), Kind::Accept), Err(Errno(libc::EMFILE)));
@@ -410,7 +405,7 @@ fn echo(rig: &mut Rig, done: Vec<Done>, next: &mut u32) {
                 rig.receive(socket);
                 *next += 1;
                 let into = SocketId(*next);
-                rig.io.submit(Op::Accept { listener: SocketId(0), into, purpose: Purpose::Flow, token: Token::new(Kind::Accept, 0, into) });
+                rig.io.submit(Op::Accept { listener: SocketId(0), into, token: Token::new(Kind::Accept, 0, into) });
             }
             (Some(Kind::Receive), Ok(0), _) => rig.io.submit(Op::Close { socket, reset: false }),
             (Some(Kind::Receive), Ok(count), Payload::Received(slot)) => rig.send_chunk(socket, slot.received(count as usize), true),
@@ -440,7 +435,7 @@ fn an_echo_over_a_jumpy_network_gives_every_byte_back_and_every_slot() {
         rig.world.set_link(address(1), Link { latency: (1, 5_000_000), segment: 3_000, outbox: 4_096, inbox: 8_192, rate: None });
         let here = SocketAddr::new(address(1), 7);
         rig.io.adopt(SocketId(0), SimIo::listener_handle(&rig.world, here));
-        rig.io.submit(Op::Accept { listener: SocketId(0), into: ONE, purpose: Purpose::Flow, token: Token::new(Kind::Accept, 0, ONE) });
+        rig.io.submit(Op::Accept { listener: SocketId(0), into: ONE, token: Token::new(Kind::Accept, 0, ONE) });
         let mut next = 1;
         let clients: Vec<EndId> = (0..6).map(|_| rig.world.connect(address(9), here, PEER, false)).collect();
         let mut sent = [0_usize; 6];

@@ -161,10 +161,10 @@ impl SimIo {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Accept { listener, into, purpose, token } => {
+            Op::Accept { listener, into, token } => {
                 self.insert(into, Socket::Accepting { listener });
                 match self.sockets.get_mut(&listener) {
-                    Some(Socket::Listener { accepts, .. }) => accepts.push_back((into, purpose, token)),
+                    Some(Socket::Listener { accepts, .. }) => accepts.push_back((into, token)),
                     other => panic!("accept from socket {}, which is {other:?}", listener.0),
                 }
                 self.try_accept(listener, true);
@@ -234,7 +234,7 @@ impl SimIo {
             None if on_the_way => {}
             None => panic!("cancel on unknown socket {}", id.0),
             Some(Socket::Listener { accepts, .. }) => {
-                for (into, _, token) in std::mem::take(accepts) {
+                for (into, token) in std::mem::take(accepts) {
                     self.sockets.remove(&into);
                     self.complete(token, Err(libc::ECANCELED), Payload::None);
                 }
@@ -244,8 +244,8 @@ impl SimIo {
                 let Some(Socket::Listener { accepts, .. }) = self.sockets.get_mut(&listener) else {
                     panic!("an accept outlived its listener")
                 };
-                let at = accepts.iter().position(|(into, _, _)| *into == id).expect("an accepting socket is in its listener's queue");
-                let (_, _, token) = accepts.remove(at).expect("just found");
+                let at = accepts.iter().position(|(into, _)| *into == id).expect("an accepting socket is in its listener's queue");
+                let (_, token) = accepts.remove(at).expect("just found");
                 self.sockets.remove(&id);
                 self.complete(token, Err(libc::ECANCELED), Payload::None);
             }
@@ -292,7 +292,7 @@ impl SimIo {
         loop {
             let Some(Socket::Listener { listener, accepts }) = self.sockets.get_mut(&id) else { return };
             let listener = *listener;
-            let Some(&(into, purpose, token)) = accepts.front() else { return };
+            let Some(&(into, token)) = accepts.front() else { return };
             // The kernel takes a descriptor first, so a lack of them shows without any client.
             if self.world.out_of_descriptors(self.host) && (submitting || self.world.can_accept(listener)) {
                 accepts.pop_front();
@@ -302,9 +302,6 @@ impl SimIo {
             }
             let Some((end, peer)) = self.world.accept(listener, Owner::Host(self.host)) else { return };
             accepts.pop_front();
-            if purpose == Purpose::Tunnel {
-                self.world.set_tunnel(end);
-            }
             self.sockets.insert(into, Socket::Connection(Connection { end, receive: None, send: None, shut: false }));
             self.ends.insert(end, into);
             self.complete(token, Ok(0), Payload::Accepted(Some(peer)));

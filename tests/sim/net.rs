@@ -211,7 +211,9 @@ impl Net {
             return self.schedule(self.now + delay, Event::Connected(end, libc::ECONNREFUSED));
         }
         let listener = self.rng.pick(&candidates);
-        let other = self.new_end(to, from, Owner::Nobody, link, false, Phase::Open);
+        // A listener is for what dials it.
+        let tunnel = self.ends[end].tunnel;
+        let other = self.new_end(to, from, Owner::Nobody, link, tunnel, Phase::Open);
         self.ends[other].peer = Some(end);
         self.ends[end].peer = Some(other);
         self.ends[end].last_arrival = self.now;

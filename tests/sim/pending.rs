@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use zhwkprox::shard::buffers::Chunk;
-use zhwkprox::shard::io::{Done, Kind, Payload, Purpose, SocketId, Token};
+use zhwkprox::shard::io::{Done, Kind, Payload, SocketId, Token};
 
 use crate::rng::Rng;
 use crate::world::{EndId, ListenerId};
@@ -37,7 +37,7 @@ pub(crate) struct Connection {
 
 #[derive(Debug)]
 pub(crate) enum Socket {
-    Listener { listener: ListenerId, accepts: VecDeque<(SocketId, Purpose, Token)> },
+    Listener { listener: ListenerId, accepts: VecDeque<(SocketId, Token)> },
     Accepting { listener: SocketId },
     Connecting { end: EndId, token: Token },
     Connection(Connection),

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::sockets::Life;
 use super::{Closing, Core, Event, Owner};
 use crate::limits;
-use crate::shard::io::{Done, Errno, Kind, Op, Payload, Purpose, SocketId, Token};
+use crate::shard::io::{Done, Errno, Kind, Op, Payload, SocketId, Token};
 use crate::shard::slab::Key;
 use crate::shard::time::Time;
 use crate::shard::timers::TimerId;
@@ -16,7 +16,6 @@ use crate::shard::timers::TimerId;
 /// What only a listener has.
 #[derive(Debug)]
 pub(super) struct Accepts {
-    pub(super) purpose: Purpose,
     pub(super) outstanding: usize,
     pub(super) pause: Duration,
     pub(super) failed_at: Option<Time>,
@@ -25,9 +24,9 @@ pub(super) struct Accepts {
 
 impl Core {
     /// Starts accepting on a listening descriptor; connections come as [`Event::Accepted`] with `number`.
-    pub fn listen(&mut self, descriptor: OwnedFd, number: u32, purpose: Purpose) -> Key {
+    pub fn listen(&mut self, descriptor: OwnedFd, number: u32) -> Key {
         let key = self.adopt(descriptor, Owner::Listener(number));
-        let accepts = Accepts { purpose, outstanding: 0, pause: Duration::ZERO, failed_at: None, paused: None };
+        let accepts = Accepts { outstanding: 0, pause: Duration::ZERO, failed_at: None, paused: None };
         self.entries[key.index as usize].accepts = Some(Box::new(accepts));
         self.post_accepts(key.index);
         key
@@ -117,10 +116,9 @@ impl Core {
                 return;
             }
             accepts.outstanding += 1;
-            let purpose = accepts.purpose;
             let into = self.allocate(Life::Awaited { listener }, owner);
             let token = Token::new(Kind::Accept, into.generation, SocketId(into.index));
-            self.io.submit(Op::Accept { listener, into: SocketId(into.index), purpose, token });
+            self.io.submit(Op::Accept { listener, into: SocketId(into.index), token });
         }
     }
 }

@@ -166,13 +166,13 @@ impl Ring {
         self.queue.overflows()
     }
 
-    fn accept(&mut self, listener: SocketId, into: SocketId, purpose: Purpose, token: Token) {
+    fn accept(&mut self, listener: SocketId, into: SocketId, token: Token) {
         let socket = self.sockets.open_mut(listener);
         socket.accepting += 1;
         let fd = socket.fd();
         let address = SockAddrStorage::zeroed();
         let length = address.size_of();
-        let mut accepting = Box::new(Accepting { listener, token, purpose, address, length });
+        let mut accepting = Box::new(Accepting { listener, token, address, length });
         let entry = opcode::Accept::new(fd, (&raw mut accepting.address).cast(), &raw mut accepting.length).flags(libc::SOCK_CLOEXEC);
         self.sockets.fill(into, Record::Accepting(accepting));
         self.push(entry.build(), token);
@@ -293,11 +293,8 @@ impl Ring {
         };
         // SAFETY: the kernel wrote an address of this length, or left it zeroed, which is the family "unspecified".
         let peer = unsafe { SockAddr::new(accepting.address, accepting.length) }.as_socket();
-        if let Some(peer) = peer
-            && options::apply(SockRef::from(&descriptor), accepting.purpose, peer.ip()).is_err()
-        {
-            // It went wrong with this connection, which is closed with that, and not with the listener.
-            return (Err(Errno(libc::ECONNABORTED)), Payload::None);
+        if let Some(peer) = peer {
+            options::suit(&SockRef::from(&descriptor), peer.ip());
         }
         self.sockets.fill(into, Record::Open(Socket::new(descriptor)));
         (Ok(0), Payload::Accepted(peer))
@@ -386,7 +383,7 @@ impl Ring {
 impl Io for Ring {
     fn submit(&mut self, op: Op) {
         match op {
-            Op::Accept { listener, into, purpose, token } => self.accept(listener, into, purpose, token),
+            Op::Accept { listener, into, token } => self.accept(listener, into, token),
             Op::Connect { socket, to, from, purpose, token } => self.connect(socket, to, from, purpose, token),
             Op::Receive { socket, max, token } => self.receive(socket, max, token),
             Op::ReceiveInto { socket, into, max, token } => self.receive_into(socket, into, max, token),

@@ -8,7 +8,7 @@ use io_uring::types;
 use socket2::{SockAddr, SockAddrStorage};
 
 use crate::shard::buffers::Chunk;
-use crate::shard::io::{Purpose, SocketId, Token};
+use crate::shard::io::{SocketId, Token};
 use crate::shard::records::{OpenSocket, Records};
 
 pub(super) type Sockets = Records<Box<Accepting>, Socket>;
@@ -18,7 +18,6 @@ pub(super) type Sockets = Records<Box<Accepting>, Socket>;
 pub(super) struct Accepting {
     pub(super) listener: SocketId,
     pub(super) token: Token,
-    pub(super) purpose: Purpose,
     pub(super) address: SockAddrStorage,
     pub(super) length: libc::socklen_t,
 }

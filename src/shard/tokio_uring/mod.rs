@@ -97,7 +97,7 @@ impl TokioUring {
         }));
     }
 
-    fn accept(&mut self, listener: SocketId, into: SocketId, purpose: Purpose, token: Token) {
+    fn accept(&mut self, listener: SocketId, into: SocketId, token: Token) {
         let socket = self.sockets.open(listener);
         if socket.accepting.get() == 0 {
             // Several accepts wait for the same clients, and all but one come too late. Fails only for a descriptor that is not open.
@@ -105,7 +105,7 @@ impl TokioUring {
         }
         socket.accepting.set(socket.accepting.get() + 1);
         let (seen, queue, cancelled) = (Seen::now(socket), Rc::clone(&self.queue), Rc::new(Cell::new(false)));
-        self.sockets.fill(into, Record::Accepting(Accepting { listener, purpose, cancelled: Rc::clone(&cancelled) }));
+        self.sockets.fill(into, Record::Accepting(Accepting { listener, cancelled: Rc::clone(&cancelled) }));
         self.start(async move {
             let result = operations::accept(&seen, &cancelled).await;
             queue.push(token, Outcome::Accepted(result));
@@ -214,11 +214,8 @@ impl TokioUring {
             Ok(accepted) => accepted,
             Err(error) => return (Err(error), Payload::None),
         };
-        if let Some(peer) = peer
-            && options::apply(SockRef::from(&descriptor), accepting.purpose, peer.ip()).is_err()
-        {
-            // It went wrong with this connection, which is closed with that, and not with the listener.
-            return (Err(Errno(libc::ECONNABORTED)), Payload::None);
+        if let Some(peer) = peer {
+            options::suit(&SockRef::from(&descriptor), peer.ip());
         }
         self.sockets.fill(into, Record::Open(Rc::new(Socket::new(descriptor))));
         (Ok(0), Payload::Accepted(peer))
@@ -247,7 +244,7 @@ impl TokioUring {
 impl Io for TokioUring {
     fn submit(&mut self, op: Op) {
         match op {
-            Op::Accept { listener, into, purpose, token } => self.accept(listener, into, purpose, token),
+            Op::Accept { listener, into, token } => self.accept(listener, into, token),
             Op::Connect { socket, to, from, purpose, token } => self.connect(socket, to, from, purpose, token),
             Op::Receive { socket, max, token } => self.receive(socket, max, token),
             Op::ReceiveInto { socket, into, max, token } => self.receive_into(socket, into, max, token),

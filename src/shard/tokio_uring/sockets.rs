@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use io_uring_of_tokio::types;
 
-use crate::shard::io::{Purpose, SocketId};
+use crate::shard::io::SocketId;
 use crate::shard::records::{OpenSocket, Records};
 
 pub(super) type Sockets = Records<Accepting, Rc<Socket>>;
@@ -17,7 +17,6 @@ pub(super) type Sockets = Records<Accepting, Rc<Socket>>;
 #[derive(Debug)]
 pub(super) struct Accepting {
     pub(super) listener: SocketId,
-    pub(super) purpose: Purpose,
     /// Set when this one accept is cancelled.
     pub(super) cancelled: Rc<Cell<bool>>,
 }
