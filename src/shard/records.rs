@@ -117,6 +117,7 @@ impl<A: fmt::Debug, S: OpenSocket> Records<A, S> {
     }
 
     /// Every record there is.
+    #[cfg(feature = "engine-tokio-uring")]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Record<A, S>> {
         self.0.iter()
     }
