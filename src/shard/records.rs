@@ -9,7 +9,7 @@ use std::mem;
 use std::os::fd::OwnedFd;
 
 use super::io::SocketId;
-use super::table::Table;
+use super::table::{Rows, Table};
 
 /// A descriptor with what an engine keeps about it.
 pub(super) trait OpenSocket: fmt::Debug {
@@ -116,13 +116,16 @@ impl<A: fmt::Debug, S: OpenSocket> Records<A, S> {
         }
     }
 
-    /// Every record there is.
-    #[cfg(feature = "engine-tokio-uring")]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Record<A, S>> {
-        self.0.iter()
-    }
-
     fn take(&mut self, id: SocketId) -> Record<A, S> {
         self.get_mut(id).map(mem::take).unwrap_or_default()
+    }
+}
+
+impl<'a, A, S> IntoIterator for &'a Records<A, S> {
+    type Item = &'a Record<A, S>;
+    type IntoIter = Rows<'a, Record<A, S>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
     }
 }

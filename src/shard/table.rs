@@ -1,7 +1,9 @@
 //! A table that grows without moving: a page at a time. A vector that doubles copies all it has in the middle of a turn, and leaves the
 //! memory of its smaller selves behind: with thousands of sockets, half of what each costs.
 
+use std::iter::Flatten;
 use std::ops::{Index, IndexMut};
+use std::slice;
 
 /// Rows in a page: a few kilobytes.
 const PAGE: usize = 64;
@@ -12,6 +14,9 @@ pub(super) struct Table<T> {
     /// All but the last are full; none is longer than [`PAGE`].
     pages: Vec<Vec<T>>,
 }
+
+/// All rows, in order.
+pub(super) type Rows<'a, T> = Flatten<slice::Iter<'a, Vec<T>>>;
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
@@ -44,7 +49,7 @@ impl<T> Table<T> {
         self.pages.get_mut(index / PAGE)?.get_mut(index % PAGE)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(super) fn iter(&self) -> Rows<'_, T> {
         self.pages.iter().flatten()
     }
 }

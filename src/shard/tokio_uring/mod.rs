@@ -226,7 +226,7 @@ impl TokioUring {
         // What was never started is not in the kernel.
         self.submitted.clear();
         self.bell.cancels.set(self.bell.cancels.get().wrapping_add(1));
-        for record in self.sockets.iter() {
+        for record in &self.sockets {
             match record {
                 Record::Open(socket) => socket.cancels.set(socket.cancels.get().wrapping_add(1)),
                 Record::Accepting(accepting) => accepting.cancelled.set(true),
