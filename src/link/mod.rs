@@ -237,7 +237,7 @@ pub trait Link: Debug {
     /// Sends what has been queued. Once per turn; `tunnel` is whose timers are set.
     fn flush(&mut self, core: &mut Core, tunnel: Key);
 
-    /// Takes the end of a send in. Then ask [`Link::take_woken`].
+    /// Takes the end of a send in. Then flush, and ask [`Link::take_woken`].
     ///
     /// # Errors
     /// The socket's failure.

@@ -128,7 +128,6 @@ impl<E> Relay<E> {
             return Ok(());
         };
         here.link.on_sent(chunk, result, core.now())?;
-        here.link.take_woken(&mut self.woken);
         here.link.flush(core, tunnel);
         self.look_at(core, tunnel);
         Ok(())

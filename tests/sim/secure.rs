@@ -132,8 +132,8 @@ fn an_echo_beside_bulk_on_one_tunnel_waits_for_one_turn_of_each_other_flow_and_t
         run_in_steps(&mut scene, 4_000, MILLISECOND, |scene| {
             let record = scene.record(echo);
             if record.sent > sent {
-                // The next one goes out: the one before has come back, or was cut in two on the way, and its second part waits for a turn of its own.
-                assert!(record.received + 2 * 64 > record.sent, "{flows} flows: not back after {} ms: {record:?}", most / MILLISECOND);
+                // The next one goes out: the one before has come back.
+                assert!(record.received + 64 >= record.sent, "{flows} flows: not back after {} ms: {record:?}", most / MILLISECOND);
                 (pieces, sent) = (pieces + 1, record.sent);
             }
         });
