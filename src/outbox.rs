@@ -57,7 +57,7 @@ impl Outbox {
         if chunk.len() <= GATHERED_CHUNK
             && let Some(last) = self.queue.back_mut().filter(|last| last.len() <= GATHERED_CHUNK || !last.holds_slot())
         {
-            *last = std::mem::take(last).into_heap();
+            last.leave_slot();
             if last.try_append(chunk.as_slice(), GATHERED) {
                 return;
             }
@@ -118,7 +118,8 @@ impl Outbox {
         self.bytes -= count;
         self.has_moved |= count > 0;
         if !chunk.is_empty() {
-            self.queue.push_front(chunk.into_heap());
+            chunk.leave_slot();
+            self.queue.push_front(chunk);
         }
         Ok(count as usize)
     }
@@ -127,7 +128,7 @@ impl Outbox {
     pub fn look(&mut self) {
         if !std::mem::take(&mut self.has_moved) {
             for chunk in self.queue.iter_mut() {
-                *chunk = std::mem::take(chunk).into_heap();
+                chunk.leave_slot();
             }
             self.queue.shrink();
         }
@@ -137,10 +138,7 @@ impl Outbox {
     pub fn let_go_of_slots(&mut self, core: &Core) {
         let low = core.slots_are_low();
         for chunk in self.queue.iter_mut() {
-            if chunk.holds_slot() && (low || chunk.len() <= SLOT_BYTES / 2) {
-                let here = std::mem::take(chunk);
-                *chunk = here.into_heap();
-            }
+            chunk.let_go_of_slot(low);
         }
     }
 }

@@ -84,12 +84,8 @@ enum Item {
 
 impl Item {
     fn let_go_of_slot(&mut self, low: bool) {
-        if let Self::Data(chunk) = self
-            && chunk.holds_slot()
-            && (low || chunk.len() <= limits::SLOT_BYTES / 2)
-        {
-            let here = std::mem::take(chunk);
-            *chunk = here.into_heap();
+        if let Self::Data(chunk) = self {
+            chunk.let_go_of_slot(low);
         }
     }
 }

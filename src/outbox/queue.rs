@@ -17,36 +17,26 @@ pub(super) enum Queue {
 
 impl Queue {
     pub(super) fn push_back(&mut self, chunk: Chunk) {
-        *self = match mem::take(self) {
-            Self::Empty => Self::One(chunk),
-            Self::One(first) => Self::Many(VecDeque::from([first, chunk])),
-            Self::Many(mut chunks) => {
-                chunks.push_back(chunk);
-                Self::Many(chunks)
-            }
-        };
+        match self {
+            Self::Empty => *self = Self::One(chunk),
+            Self::One(_) | Self::Many(_) => self.list().push_back(chunk),
+        }
     }
 
     pub(super) fn push_front(&mut self, chunk: Chunk) {
-        *self = match mem::take(self) {
-            Self::Empty => Self::One(chunk),
-            Self::One(second) => Self::Many(VecDeque::from([chunk, second])),
-            Self::Many(mut chunks) => {
-                chunks.push_front(chunk);
-                Self::Many(chunks)
-            }
-        };
+        match self {
+            Self::Empty => *self = Self::One(chunk),
+            Self::One(_) | Self::Many(_) => self.list().push_front(chunk),
+        }
     }
 
     pub(super) fn pop_front(&mut self) -> Option<Chunk> {
+        if let Self::Many(chunks) = self {
+            return chunks.pop_front();
+        }
         match mem::take(self) {
-            Self::Empty => None,
             Self::One(chunk) => Some(chunk),
-            Self::Many(mut chunks) => {
-                let first = chunks.pop_front();
-                *self = Self::Many(chunks);
-                first
-            }
+            Self::Empty | Self::Many(_) => None,
         }
     }
 
@@ -72,6 +62,17 @@ impl Queue {
             Self::Many(chunks) => chunks.as_mut_slices(),
         };
         front.iter_mut().chain(back)
+    }
+
+    /// The chunks as a list, which it is from now on.
+    fn list(&mut self) -> &mut VecDeque<Chunk> {
+        if !matches!(self, Self::Many(_)) {
+            let mut chunks = VecDeque::with_capacity(2);
+            chunks.extend(self.pop_front());
+            *self = Self::Many(chunks);
+        }
+        let Self::Many(chunks) = self else { unreachable!("it has just been made one") };
+        chunks
     }
 }
 

@@ -336,12 +336,17 @@ impl Chunk {
         self.end += bytes.len();
     }
 
-    /// The same bytes without holding a slot.
-    #[must_use]
-    pub fn into_heap(self) -> Self {
-        match self.bytes {
-            Bytes::Heap(_) => self,
-            Bytes::Slot(_) => Self::copy_of(self.as_slice()),
+    /// Copies the bytes out of a slot, so that it holds none.
+    pub fn leave_slot(&mut self) {
+        if self.holds_slot() {
+            *self = Self::copy_of(self.as_slice());
+        }
+    }
+
+    /// As [`Self::leave_slot`], if it should not hold one while it waits: slots are low, or it fills no more than half of it.
+    pub fn let_go_of_slot(&mut self, low: bool) {
+        if low || self.len() <= SLOT_BYTES / 2 {
+            self.leave_slot();
         }
     }
 

@@ -43,8 +43,9 @@ fn a_message_that_is_sent_back_allocates_nothing() {
 
 /// Receives and sends until so many bytes have gone.
 fn send_back(ring: &mut Ring, socket: SocketId, bytes: usize, done: &mut Vec<Done>) {
+    let receive = || Op::Receive { socket, max: u32::MAX, token: Token::new(Kind::Receive, 0, socket) };
     let mut left = bytes;
-    ring.submit(Op::Receive { socket, max: u32::MAX, token: Token::new(Kind::Receive, 0, socket) });
+    ring.submit(receive());
     while left > 0 {
         ring.turn(None, done).unwrap();
         for done in done.drain(..) {
@@ -56,7 +57,7 @@ fn send_back(ring: &mut Ring, socket: SocketId, bytes: usize, done: &mut Vec<Don
                 (Ok(count), Payload::Sent(_)) => {
                     left -= count as usize;
                     if left > 0 {
-                        ring.submit(Op::Receive { socket, max: u32::MAX, token: Token::new(Kind::Receive, 0, socket) });
+                        ring.submit(receive());
                     }
                 }
                 other => panic!("{other:?}"),

@@ -124,7 +124,8 @@ impl Core {
     ///
     /// # Panics
     /// When `bytes` are more than [`limits::RECORD_BYTES_MAX`].
-    pub fn fresh_chunk(&mut self, bytes: &[u8]) -> Chunk {
+    #[must_use]
+    pub fn fresh_chunk(&self, bytes: &[u8]) -> Chunk {
         let slot = self.arena.take().map(|slot| slot.received(0));
         let mut chunk = slot.unwrap_or_else(|| Chunk::with_capacity(limits::RECORD_BYTES_MAX));
         chunk.append(bytes);
@@ -137,11 +138,7 @@ impl Core {
     /// When `bytes` are more than [`limits::RECORD_BYTES_MAX`].
     #[must_use]
     pub fn copy_of(&self, bytes: &[u8]) -> Chunk {
-        let slot = if self.slots_are_low() { None } else { self.arena.take() };
-        let Some(slot) = slot else { return Chunk::copy_of(bytes) };
-        let mut chunk = slot.received(0);
-        chunk.append(bytes);
-        chunk
+        if self.slots_are_low() || self.arena.free() == 0 { Chunk::copy_of(bytes) } else { self.fresh_chunk(bytes) }
     }
 
     /// Sends a chunk, of which at least one byte is left. One at a time per socket: [`crate::outbox::Outbox`] sees to it.
